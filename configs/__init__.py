@@ -1,0 +1,1 @@
+"""Training recipes under their published names (installed as llava_tools.configs)."""

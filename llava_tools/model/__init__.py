@@ -1,0 +1,1 @@
+"""The model: its parts, their weights in every format, and generation."""

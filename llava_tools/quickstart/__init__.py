@@ -1,0 +1,1 @@
+"""The whole path on one small real task: `llava-tools quickstart`."""
