@@ -1,0 +1,160 @@
+"""Generation in batches: left-padded prompts, images merged in, answers as new token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from llava_tools.errors import UserError
+from llava_tools.model.llava import LlavaModel
+
+if TYPE_CHECKING:
+    from llava_tools.model.load import Assistant
+
+OnTokens = Callable[[list[int]], bool | None]
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How to answer. Temperature 0 is greedy decoding; `stop_words` add to the template's own."""
+
+    max_new_tokens: int = 512
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    stop_words: tuple[str, ...] = ()
+
+
+@torch.no_grad()
+def generate(
+    assistant: Assistant,
+    prompts: Sequence[Sequence[int]],
+    pixels: Sequence[torch.Tensor | None] | None = None,
+    settings: GenerationSettings | None = None,
+    *,
+    features: Sequence[torch.Tensor | None] | None = None,
+    on_tokens: OnTokens | None = None,
+) -> list[list[int]]:
+    """Answer every prompt (ids with IMAGE_TOKEN_ID once an image); return the new token ids.
+
+    The images of a row come as preprocessed `pixels` [k, 3, H, W], or as `features` [k, P, D] that
+    `assistant.encode` made before. Greedy answers in fp32 do not depend on the batch.
+    `on_tokens` gets the new id of each row after every step; what it returns true ends generation.
+    """
+    settings = settings or GenerationSettings()
+    model = assistant.model
+    if features is None and pixels is not None:
+        features = [None if p is None else assistant.encode(p) for p in pixels]
+    embeds, mask = _left_padded(model, prompts, features)
+    stop_ids, stop_strings = stop_rules(assistant, settings)
+    torch.manual_seed(settings.seed)
+    output = model.llm.generate(
+        inputs_embeds=embeds,
+        attention_mask=mask,
+        eos_token_id=stop_ids or None,
+        pad_token_id=_pad_id(assistant, stop_ids),
+        bos_token_id=None,
+        max_new_tokens=settings.max_new_tokens,
+        repetition_penalty=settings.repetition_penalty,
+        stop_strings=list(stop_strings) or None,
+        tokenizer=assistant.tokenizer if stop_strings else None,
+        stopping_criteria=[_Observer(on_tokens)] if on_tokens else None,
+        use_cache=True,
+        **_sampling(settings),
+    )
+    return [_cut(row, stop_ids) for row in output.tolist()]
+
+
+def _sampling(settings: GenerationSettings) -> dict[str, Any]:
+    if settings.temperature <= 0:
+        return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    return {
+        "do_sample": True,
+        "temperature": settings.temperature,
+        "top_p": settings.top_p,
+        "top_k": settings.top_k,
+    }
+
+
+def _left_padded(
+    model: LlavaModel,
+    prompts: Sequence[Sequence[int]],
+    features: Sequence[torch.Tensor | None] | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Merge all rows at once, then move the padding to the left: embeds [B, T, D], mask [B, T]."""
+    longest = max(len(ids) for ids in prompts)
+    ids = torch.zeros((len(prompts), longest), dtype=torch.long)
+    mask = torch.zeros((len(prompts), longest), dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        ids[row, : len(prompt)] = torch.tensor(list(prompt))
+        mask[row, : len(prompt)] = True
+    given = [f for f in features or () if f is not None and len(f)]
+    merged = model.embed(
+        ids.to(model.device),
+        mask.to(model.device),
+        features=torch.cat(given).to(model.device) if given else None,
+    )
+    lengths = merged.attention_mask_BT.sum(dim=1)
+    total = merged.attention_mask_BT.shape[1]
+    steps = torch.arange(total, device=model.device)[None] + lengths[:, None]
+    index = steps % total  # rotates each row right by its padding
+    embeds = merged.embeds_BTD.gather(1, index[..., None].expand_as(merged.embeds_BTD))
+    return embeds, merged.attention_mask_BT.gather(1, index).long()
+
+
+def stop_rules(assistant: Assistant, settings: GenerationSettings) -> tuple[list[int], list[str]]:
+    """Return (token ids that end an answer, stop strings that are more than one token)."""
+    tokenizer = assistant.tokenizer
+    ids = {tokenizer.eos_token_id} - {None}
+    strings = []
+    for word in (*assistant.template.stop_words, *settings.stop_words):
+        encoded = tokenizer.encode(word, add_special_tokens=False)
+        if len(encoded) == 1 and encoded[0] in tokenizer.all_special_ids:
+            ids.add(encoded[0])
+        elif len(encoded) == 1 and encoded[0] in tokenizer.added_tokens_decoder:
+            ids.add(encoded[0])
+        else:
+            strings.append(word)
+    if not ids and not strings:
+        raise UserError(
+            f"Nothing would end an answer of '{assistant.path}': its tokenizer has no end token.",
+            "Choose the model's own template with --prompt-template, or give --stop-words.",
+        )
+    return sorted(ids), strings
+
+
+def _pad_id(assistant: Assistant, stop_ids: list[int]) -> int:
+    pad = assistant.tokenizer.pad_token_id
+    return int(pad) if pad is not None else (stop_ids[0] if stop_ids else 0)
+
+
+def _cut(ids: list[int], stop_ids: list[int]) -> list[int]:
+    """Drop the first end token and everything after it (the padding of finished rows)."""
+    ends = [i for i, token in enumerate(ids) if token in stop_ids]
+    return ids[: ends[0]] if ends else ids
+
+
+def answer_text(
+    assistant: Assistant, ids: Sequence[int], settings: GenerationSettings | None = None
+) -> str:
+    """Decode an answer without control tokens, stop words and surrounding space."""
+    text: str = assistant.tokenizer.decode(list(ids), skip_special_tokens=True)
+    for word in (*assistant.template.stop_words, *(settings.stop_words if settings else ())):
+        text = text.split(word)[0]
+    return text.strip()
+
+
+class _Observer:
+    """A stopping criterion that shows every step's tokens and may end the generation."""
+
+    def __init__(self, on_tokens: OnTokens) -> None:
+        self.on_tokens = on_tokens
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        stop = bool(self.on_tokens(input_ids[:, -1].tolist()))
+        return torch.full((input_ids.shape[0],), stop, device=input_ids.device)

@@ -1,0 +1,215 @@
+"""From folders to models: the parts of a training run, and a finished model of any format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+)
+
+from llava_tools.data.images import ImageProcessor
+from llava_tools.data.templates import Template, check_template, get_template, guess_template
+from llava_tools.errors import UserError
+from llava_tools.model.llava import LlavaModel
+from llava_tools.model.projector import Projector
+from llava_tools.model.source import Source, open_source
+from llava_tools.model.vision import TOWERS, first_line, image_processor_source, load_strictly
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Assistant:
+    """A finished model, whatever its format, with all that talking to it needs."""
+
+    model: LlavaModel
+    tokenizer: Any
+    image_processor: ImageProcessor | None
+    template: Template
+    pad_to_square: bool
+    path: Path
+    format: str
+
+    @torch.no_grad()
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the projected features [k, P, D] of preprocessed images [k, 3, H, W]."""
+        return self.model.encode_images(pixels)
+
+    def pixels(self, images: list[Any]) -> torch.Tensor:
+        """Preprocess PIL images to [k, 3, H, W]. Raises UserError for a model without vision."""
+        if self.image_processor is None:
+            raise UserError(
+                f"'{self.path}' is a text model and cannot look at images.",
+                "Leave the image out, or give a model with a vision tower.",
+            )
+        return torch.stack([self.image_processor(image, self.pad_to_square) for image in images])
+
+
+def load_tokenizer(name_or_path: str | Path) -> Any:
+    """Load a tokenizer exactly as its `tokenizer.json` says.
+
+    Going through the class named in tokenizer_config.json would rebuild the pipeline: a Llama
+    class given a byte-level tokenizer.json loses its spaces in transformers 5, without a word.
+    """
+    try:
+        if (Path(name_or_path) / "tokenizer.json").is_file():
+            return PreTrainedTokenizerFast.from_pretrained(name_or_path)
+        return AutoTokenizer.from_pretrained(name_or_path)
+    except Exception as error:  # the tokenizers library raises bare Exception on a broken file
+        raise UserError(
+            f"No usable tokenizer at '{name_or_path}': {first_line(error)}",
+            "Give a model folder with tokenizer.json, or a hub id that is downloaded already.",
+        ) from error
+
+
+def load_llm(name_or_path: str, *, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
+    """Load a causal LM from a hub id or folder; every weight must be there."""
+    try:
+        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"No language model at '{name_or_path}': {first_line(error)}",
+            "Give a folder with config.json, or a hub id that is downloaded already.",
+        ) from error
+    llm: Any = load_strictly(
+        AutoModelForCausalLM,
+        name_or_path,
+        config=config,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+    )
+    llm.generation_config = GenerationConfig()
+    return llm
+
+
+def load_image_processor(name_or_path: str) -> ImageProcessor:
+    """Load a tower's preprocessing, also that of an open_clip checkpoint."""
+    settings = image_processor_source(name_or_path)
+    if settings is not None:
+        return ImageProcessor.from_dict(settings)
+    return ImageProcessor.from_folder(name_or_path)
+
+
+def load_assistant(
+    path: str | Path,
+    *,
+    template: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    config: str | None = None,
+) -> Assistant:
+    """Open a finished model of any format for chat and evaluation.
+
+    `dtype` auto is the dtype of the files on a GPU and fp32 on a CPU; `device` auto takes the GPU
+    when there is one. `config` is needed for a `.pth` without a config.py beside it.
+
+    Raises UserError when the path is no model, or when no template fits its tokenizer.
+    """
+    source = open_source(path, config)
+    where = torch.device(choose_device(device))
+    kind = _choose_dtype(dtype, where, source)
+    model = _assemble(source, kind).to(where).eval()
+    tokenizer = load_tokenizer(source.tokenizer_dir)
+    name = template or source.prompt_template or guess_template(tokenizer)
+    if name is None:
+        raise UserError(
+            f"Which prompt template '{path}' was trained with is not recorded.",
+            "Name it with --prompt-template, for example --prompt-template vicuna.",
+        )
+    chosen = get_template(name)
+    check_template(chosen, tokenizer)
+    processor = ImageProcessor.from_dict(source.image_processor) if source.image_processor else None
+    return Assistant(
+        model, tokenizer, processor, chosen, source.pad_image_to_square, Path(path), source.format
+    )
+
+
+def choose_device(device: str) -> str:
+    """Return the device that `auto` means on this machine, or check the one asked for."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(
+            f"Device '{device}' was asked for, but torch sees no GPU here.", "Use --device cpu."
+        )
+    return device
+
+
+def _choose_dtype(dtype: str, device: torch.device, source: Source) -> torch.dtype:
+    if dtype != "auto":
+        if dtype not in DTYPES:
+            raise UserError(f"Unknown dtype '{dtype}'.", f"Known: auto, {', '.join(DTYPES)}.")
+        return DTYPES[dtype]
+    if device.type == "cpu":
+        return torch.float32  # half precision is slow and less exact on most CPUs
+    kinds = {tensor.dtype for tensor in source.tensors.values()}
+    return torch.bfloat16 if torch.bfloat16 in kinds else torch.float16
+
+
+def _assemble(source: Source, dtype: torch.dtype) -> LlavaModel:
+    """Build the architecture without initialising it and fill in the source's tensors."""
+    llm = _empty_llm(source.llm_config, dtype)
+    tower = projector = None
+    if source.vision_config is not None and source.projector_config is not None:
+        kind = TOWERS[source.vision_config["model_type"]]
+        tower = kind(kind.config_class(**source.vision_config)).to(dtype)
+        projector = Projector.from_config(source.projector_config).to(dtype)
+    model = LlavaModel(llm, tower, projector, source.visual_select_layer)
+    fill(model, source.tensors, f"'{source.path}'")
+    return model
+
+
+def _empty_llm(config: dict[str, Any], dtype: torch.dtype) -> Any:
+    settings = AutoConfig.for_model(**config)
+    with torch.device("cpu"), _no_init():
+        llm = AutoModelForCausalLM.from_config(settings, dtype=dtype)
+    llm.generation_config = GenerationConfig()
+    return llm
+
+
+def _no_init() -> Any:
+    from transformers.initialization import no_init_weights
+
+    return no_init_weights()
+
+
+@torch.no_grad()
+def fill(model: LlavaModel, tensors: Mapping[str, Any], where: str) -> None:
+    """Copy every canonical tensor into the model, one at a time; nothing may be left over.
+
+    A tied output embedding may be absent from the files. Raises UserError naming the first key
+    that is missing, unexpected or of another shape.
+    """
+    names = model.names()
+    state = model.state_dict(keep_vars=True)
+    unexpected = sorted(set(tensors) - set(names))
+    missing = sorted(set(names) - set(tensors) - _derived(model, names))
+    for problem, keys in (("has unexpected", unexpected), ("lacks", missing)):
+        if keys:
+            raise UserError(
+                f"{where} {problem} weights: {len(keys)}, for example {keys[0]}.",
+                "Its config does not describe these weights, or the files are incomplete.",
+            )
+    for name, tensor in tensors.items():
+        target = state[names[name]]
+        if tuple(target.shape) != tuple(tensor.shape):
+            raise UserError(
+                f"{where}: {name} has shape {tuple(tensor.shape)}, the model {tuple(target.shape)}.",
+                "Its config does not describe these weights.",
+            )
+        target.data.copy_(tensor.read())
+
+
+def _derived(model: LlavaModel, names: dict[str, str]) -> set[str]:
+    """Names that a complete checkpoint may leave out: tied embeddings and position indices."""
+    tied = {"llm.lm_head.weight"} if model.llm.config.tie_word_embeddings else set()
+    return tied | {name for name in names if name.endswith("position_ids")}
