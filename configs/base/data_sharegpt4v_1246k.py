@@ -1,0 +1,12 @@
+"""Data: the 1246k long captions of ShareGPT4V-PT (images are cropped, not padded)."""
+
+_root = "./data/sharegpt4v"
+
+max_length = 3520  # 4096 - 576 image tokens
+datasets = [
+    dict(
+        data_path=f"{_root}/share-captioner_coco_lcs_sam_1246k_1107.json",
+        image_folder=f"{_root}/data",
+        rows=1246901,
+    )
+]

@@ -1,0 +1,77 @@
+"""The settings of a run: two frozen dataclasses, the names of an XTuner config's settings part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """One data file of a run; several are laid end to end."""
+
+    data_path: str
+    image_folder: str = ""
+    format: str = "llava"
+    pad_image_to_square: bool = False
+    max_rows: int | None = None  # a seeded sample without replacement
+    rows: int | None = None  # the published row count: planning needs no file then
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides a run. `config.check` makes one from a config and checks it."""
+
+    llm_name_or_path: str
+    prompt_template: str
+    datasets: tuple[DatasetSpec, ...]
+
+    visual_encoder_name_or_path: str | None = None  # None: text-only fine-tuning
+    projector_depth: int = 2
+    visual_select_layer: int = -2
+    freeze_llm: bool = False
+    freeze_visual_encoder: bool = True
+    llm_lora: dict[str, Any] | None = None
+    visual_encoder_lora: dict[str, Any] | None = None
+    pretrained_pth: str | None = None
+    max_position_embeddings: int | None = None
+    activation_checkpointing: bool = True
+    trust_remote_code: bool = False
+
+    max_length: int = 2048  # an image counts as one token here: 2048 - 576 = 1472 at 336 pixels
+    sampler: str = "shuffle"
+    num_workers: int = 4
+    max_skipped: float = 0.01  # the share of rows that may be skipped
+
+    batch_size: int = 1  # rows per device and micro-batch
+    accumulative_counts: int = 1
+    max_epochs: int = 1
+    lr: float = 2e-5
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    max_norm: float = 1.0
+    warmup_ratio: float = 0.03
+    dtype: str = "bf16"
+    loss_reduction: str = "token"
+
+    save_steps: int = 500  # in micro-batches, as the N of iter_N.pth
+    save_total_limit: int = 2
+    evaluation_freq: int = 500
+    evaluation_images: tuple[str, ...] = ()
+    evaluation_inputs: tuple[str, ...] = ()
+    system: str = ""
+    log_interval: int = 10
+    seed: int = 0
+    work_dir: str | None = None
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """What a `llm_lora` or `visual_encoder_lora` dict may hold (peft's own names)."""
+
+    r: int = 8
+    lora_alpha: int = 8
+    lora_dropout: float = 0.0
+    bias: str = "none"
+    target_modules: tuple[str, ...] | str | None = None  # None: every linear layer but the head
+    modules_to_save: tuple[str, ...] | None = None
