@@ -1,0 +1,153 @@
+"""The model of a training run: load the parts, freeze, add LoRA, take up earlier weights."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from llava_tools.config import Settings
+from llava_tools.data.images import ImageProcessor
+from llava_tools.data.templates import check_template, get_template
+from llava_tools.errors import UserError
+from llava_tools.model.llava import LlavaModel, count_parameters
+from llava_tools.model.load import load_image_processor, load_llm, load_tokenizer
+from llava_tools.model.projector import Projector
+from llava_tools.model.source import read_checkpoint
+from llava_tools.model.vision import VisualEncoder, load_visual_encoder
+
+log = logging.getLogger(__name__)
+
+HEADS = {"lm_head", "output_layer"}  # output layers, which LoRA leaves alone (XTuner's rule)
+
+
+def build_tokenizer(settings: Settings) -> Any:
+    """Load the LLM's tokenizer; the template must fit it."""
+    tokenizer = load_tokenizer(settings.llm_name_or_path)
+    check_template(get_template(settings.prompt_template), tokenizer)
+    return tokenizer
+
+
+def build_image_processor(settings: Settings) -> ImageProcessor | None:
+    """Load the tower's preprocessing; None for a text-only run."""
+    name = settings.visual_encoder_name_or_path
+    return load_image_processor(name) if name else None
+
+
+def build_model(settings: Settings) -> LlavaModel:
+    """Load the parts, freeze what the settings freeze, add LoRA, load `pretrained_pth`.
+
+    A fresh projector is drawn from `settings.seed`, on every rank alike.
+    """
+    torch.manual_seed(settings.seed)
+    frozen_kind = torch.bfloat16 if settings.dtype == "bf16" else torch.float32
+    llm = load_llm(
+        settings.llm_name_or_path,
+        dtype=frozen_kind if settings.freeze_llm and not settings.llm_lora else torch.float32,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    _stretch_positions(llm, settings.max_position_embeddings)
+    tower = projector = None
+    if settings.visual_encoder_name_or_path:
+        tower = load_visual_encoder(settings.visual_encoder_name_or_path)
+        sizes = tower.config.hidden_size, llm.get_input_embeddings().embedding_dim
+        projector = Projector(*sizes, depth=settings.projector_depth)
+        _check_select_layer(tower, settings.visual_select_layer)
+    model = LlavaModel(llm, tower, projector, settings.visual_select_layer)
+    _choose_what_trains(model, settings)
+    if settings.pretrained_pth:
+        load_pretrained(model, settings.pretrained_pth)
+    if settings.activation_checkpointing:
+        _checkpoint_activations(model)
+    return model
+
+
+def _check_select_layer(tower: VisualEncoder, layer: int) -> None:
+    depth = tower.config.num_hidden_layers
+    if not -depth - 1 <= layer <= depth:
+        raise UserError(
+            f"visual_select_layer = {layer}, but the vision tower has {depth} blocks.",
+            f"Choose between {-depth - 1} and {depth}; LLaVA's choice is -2.",
+        )
+
+
+def _stretch_positions(llm: Any, wanted: int | None) -> None:
+    """Scale rotary positions linearly by a whole factor, as XTuner does for longer contexts."""
+    config = llm.config
+    if not wanted or wanted <= config.max_position_embeddings:
+        return
+    factor = float(math.ceil(wanted / config.max_position_embeddings))
+    rope = dict(getattr(config, "rope_parameters", None) or {})
+    config.rope_parameters = rope | {"rope_type": "linear", "factor": factor}
+    for module in llm.modules():  # the frequencies were computed from the config at load time
+        if hasattr(module, "inv_freq"):
+            module.inv_freq = module.inv_freq / factor
+            module.original_inv_freq = module.inv_freq
+    config.max_position_embeddings = wanted
+
+
+def _choose_what_trains(model: LlavaModel, settings: Settings) -> None:
+    model.llm.requires_grad_(not settings.freeze_llm and not settings.llm_lora)
+    if settings.llm_lora:
+        model.llm = add_lora(model.llm, settings.llm_lora)
+    if model.visual_encoder is not None:
+        lora = settings.visual_encoder_lora
+        model.visual_encoder.requires_grad_(not settings.freeze_visual_encoder and not lora)
+        if lora:
+            tower: Any = model.visual_encoder
+            tower.vision_model = add_lora(tower.vision_model, lora)
+
+
+def add_lora(part: Any, options: dict[str, Any]) -> Any:
+    """Wrap a part in peft's LoRA; without `target_modules`, on every linear layer but the head."""
+    from peft import LoraConfig, get_peft_model
+
+    targets = options.get("target_modules") or linear_names(part)
+    return get_peft_model(part, LoraConfig(**{**options, "target_modules": targets}))
+
+
+def linear_names(part: nn.Module) -> list[str]:
+    """Return the last name components of all linear layers of a part, without output heads."""
+    names = {n.split(".")[-1] for n, m in part.named_modules() if isinstance(m, nn.Linear)}
+    return sorted(names - HEADS)
+
+
+def load_pretrained(model: LlavaModel, path: str) -> None:
+    """Load the weights of an earlier stage; each must fit, and there must be some.
+
+    Raises UserError for a checkpoint of another model, instead of training from scratch silently.
+    """
+    state = model.state_dict()
+    tensors = read_checkpoint(path)
+    unknown = sorted(set(tensors) - set(state))
+    wrong = [n for n, t in tensors.items() if n in state and state[n].shape != t.shape]
+    for problem, names in (("unknown to", unknown), ("of another shape in", wrong)):
+        if names:
+            raise UserError(
+                f"pretrained_pth '{path}' has {len(names)} weights {problem} this model, "
+                f"for example {names[0]}.",
+                "Name a checkpoint that was trained with the same LLM, vision tower and projector.",
+            )
+    if not tensors:
+        raise UserError(f"pretrained_pth '{path}' holds no weights.", "Name another checkpoint.")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            state[name].copy_(tensor.read())
+    parts = sorted({name.split(".")[0] for name in tensors})
+    log.info("Loaded %d weights of %s from %s", len(tensors), " and ".join(parts), path)
+
+
+def _checkpoint_activations(model: LlavaModel) -> None:
+    """Recompute activations in the backward pass of every part that has one."""
+    for part in (model.llm, model.visual_encoder and model.visual_encoder.vision_model):
+        if part is not None and hasattr(part, "activation_checkpointing_enable"):
+            part.activation_checkpointing_enable()
+
+
+def describe_parts(model: LlavaModel) -> list[tuple[str, int, int]]:
+    """Return (part, parameters, trainable parameters) a part."""
+    parts = [(name, getattr(model, name)) for name in ("llm", "visual_encoder", "projector")]
+    return [(n, *count_parameters(p.parameters())) for n, p in parts if p is not None]

@@ -1,0 +1,144 @@
+"""Start a training run: here, under torchrun on this machine, or as one of SLURM's processes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from llava_tools.config import Settings, load_settings
+from llava_tools.errors import UserError
+
+log = logging.getLogger(__name__)
+
+LAUNCHERS = ("none", "pytorch", "slurm")
+DEFAULT_DEEPSPEED = "deepspeed_zero2"  # several processes need an engine that knows of them
+
+
+def launch(
+    config: str,
+    *,
+    work_dir: str | None = None,
+    deepspeed: str | None = None,
+    launcher: str = "none",
+    seed: int | None = None,
+    resume: str | None = None,
+    cfg_options: Sequence[str] = (),
+) -> int:
+    """Train a config; return the exit code of the run, or of the first process that failed.
+
+    NPROC_PER_NODE, NNODES, NODE_RANK, ADDR and PORT in the environment start that many processes
+    under torchrun. `resume` is None, a checkpoint, or "auto" for the last one of the work dir.
+
+    Raises UserError, before any process starts, when the config or a file it names is wrong.
+    """
+    if launcher not in LAUNCHERS:
+        raise UserError(f"Unknown launcher '{launcher}'.", f"Known: {', '.join(LAUNCHERS)}.")
+    settings = load_settings(config, cfg_options, check_files=True)
+    settings = settings if seed is None else replace(settings, seed=seed)
+    folder = Path(work_dir or settings.work_dir or f"work_dirs/{Path(config).stem}")
+    sizes = read_sizes(os.environ)
+    if launcher == "none" and sizes["NPROC_PER_NODE"] * sizes["NNODES"] > 1:
+        from llava_tools.train.run import find_start
+
+        find_start(folder, resume)  # tells what is wrong once, not once a process
+        arguments = train_arguments(config, work_dir, deepspeed, seed, resume, cfg_options)
+        return _torchrun(torchrun_arguments(os.environ), arguments)
+    if launcher == "slurm":
+        os.environ.update(slurm_variables(os.environ))
+    return _run_here(settings, folder, deepspeed, resume)
+
+
+def _run_here(settings: Settings, folder: Path, deepspeed: str | None, resume: str | None) -> int:
+    from llava_tools.train.run import run_training
+
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and not deepspeed:
+        log.info("Several processes: using --deepspeed %s", DEFAULT_DEEPSPEED)
+        deepspeed = DEFAULT_DEEPSPEED
+    return run_training(settings, folder, deepspeed=deepspeed, resume=resume)
+
+
+def read_sizes(environ: Mapping[str, str]) -> dict[str, int]:
+    """Return NPROC_PER_NODE, NNODES and NODE_RANK. Raises UserError for what is no number."""
+    sizes = {}
+    for name, default in (("NPROC_PER_NODE", 1), ("NNODES", 1), ("NODE_RANK", 0)):
+        text = environ.get(name, str(default))
+        if not text.isdigit() or (int(text) == 0 and default == 1):
+            raise UserError(f"{name}={text} is not a number of processes.", f"Set {name}=8.")
+        sizes[name] = int(text)
+    return sizes
+
+
+def torchrun_arguments(environ: Mapping[str, str]) -> list[str]:
+    """Return torchrun's own arguments (the variables and defaults of XTuner)."""
+    sizes = read_sizes(environ)
+    if sizes["NNODES"] > 1 and "PORT" not in environ:
+        raise UserError("NNODES is more than 1, but PORT is not set.", "Set ADDR and PORT alike.")
+    port = environ.get("PORT") or str(random.randint(20000, 29999))
+    return [
+        f"--nnodes={sizes['NNODES']}",
+        f"--node_rank={sizes['NODE_RANK']}",
+        f"--nproc_per_node={sizes['NPROC_PER_NODE']}",
+        f"--master_addr={environ.get('ADDR', '127.0.0.1')}",
+        f"--master_port={port}",
+    ]
+
+
+def train_arguments(
+    config: str,
+    work_dir: str | None,
+    deepspeed: str | None,
+    seed: int | None,
+    resume: str | None,
+    cfg_options: Sequence[str],
+) -> list[str]:
+    """Return the command line of one of torchrun's processes."""
+    arguments = ["train", config, "--launcher", "pytorch"]
+    for flag, value in (("--work-dir", work_dir), ("--deepspeed", deepspeed), ("--seed", seed)):
+        arguments += [] if value is None else [flag, str(value)]
+    if resume is not None:
+        arguments += ["--resume"] if resume == "auto" else ["--resume", resume]
+    return arguments + (["--cfg-options", *cfg_options] if cfg_options else [])
+
+
+def _torchrun(own: list[str], arguments: list[str]) -> int:
+    """Run torchrun in this process, so that a failure is an exit code and not a page of trace."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads_per_process(os.environ)))
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    try:
+        run(parse_args([*own, "-m", "llava_tools", *arguments]))
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        code: int = failure.exitcode
+        return code if code >= 0 else 128 - code
+    return 0
+
+
+def threads_per_process(environ: Mapping[str, str]) -> int:
+    """Share the cores among the processes (torchrun's default is one thread each)."""
+    return max(1, (os.cpu_count() or 1) // read_sizes(environ)["NPROC_PER_NODE"])
+
+
+def slurm_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return torch's variables for a process that srun started."""
+    needed = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+    missing = [name for name in needed if name not in environ]
+    if missing:
+        raise UserError(
+            f"--launcher slurm, but {missing[0]} is not set.",
+            "Start with srun, one task a GPU, and set ADDR and PORT to the first node.",
+        )
+    return {
+        "RANK": environ["SLURM_PROCID"],
+        "WORLD_SIZE": environ["SLURM_NTASKS"],
+        "LOCAL_RANK": environ["SLURM_LOCALID"],
+        "MASTER_ADDR": environ.get("ADDR", "127.0.0.1"),
+        "MASTER_PORT": environ.get("PORT", "29500"),
+    }
