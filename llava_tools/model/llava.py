@@ -13,9 +13,7 @@ from torch import nn
 from llava_tools.constants import IGNORE_ID
 from llava_tools.model.merge import Merged, merge
 from llava_tools.model.projector import Projector
-from llava_tools.model.vision import num_patches, patch_features, pixel_dtype
-
-VISION_LEVEL = "vision_model."  # part of the canonical names, absent in transformers >= 5.6
+from llava_tools.model.vision import VisualEncoder
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class LlavaModel(nn.Module):
     def __init__(
         self,
         llm: Any,
-        visual_encoder: nn.Module | None = None,
+        visual_encoder: VisualEncoder | None = None,
         projector: Projector | None = None,
         visual_select_layer: int = -2,
     ) -> None:
@@ -56,7 +54,7 @@ class LlavaModel(nn.Module):
     @property
     def num_patches(self) -> int:
         """Number of positions that an image takes in the LLM."""
-        return num_patches(self.visual_encoder.config) if self.visual_encoder is not None else 0
+        return self.visual_encoder.num_patches if self.visual_encoder is not None else 0
 
     def encode_images(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:
         """Return projected features [N, P, D] of preprocessed images."""
@@ -65,9 +63,9 @@ class LlavaModel(nn.Module):
             raise ValueError("this model has no vision tower")
         trains = torch.is_grad_enabled() and any(p.requires_grad for p in tower.parameters())
         with torch.set_grad_enabled(trains):
-            pixels = pixels_NCHW.to(self.device, pixel_dtype(tower))
-            features = patch_features(tower, pixels, self.visual_select_layer)
-        projected: torch.Tensor = projector(features.to(pixel_dtype(projector)))
+            pixels = pixels_NCHW.to(self.device, _dtype(tower))
+            features = tower(pixels, self.visual_select_layer)
+        projected: torch.Tensor = projector(features.to(_dtype(projector)))
         return projected
 
     def embed(
@@ -130,7 +128,7 @@ class LlavaModel(nn.Module):
         return Output(None, loss, int((kept != IGNORE_ID).sum()))
 
     def trained_state_dict(self) -> dict[str, torch.Tensor]:
-        """Return what training changes, under canonical names.
+        """Return what training changes, under the names of published checkpoints.
 
         The projector always; of a LoRA part the adapter alone; of a fully trained part every
         weight; of a frozen part nothing (the filter of XTuner's LLaVA checkpoints).
@@ -142,28 +140,15 @@ class LlavaModel(nn.Module):
             if any(n.startswith(f"{part}.") for n in trained)
             and not any(n.startswith(f"{part}.") and "lora_" in n for n in trained)
         }
-        state = self.state_dict()
         return {
-            to_canonical(name): tensor
-            for name, tensor in state.items()
+            name: tensor
+            for name, tensor in self.state_dict().items()
             if name in trained or name.split(".")[0] in whole | {"projector"}
         }
 
-    def names(self) -> dict[str, str]:
-        """Return canonical name -> name in memory of everything in the state dict."""
-        return {to_canonical(name): name for name in self.state_dict()}
 
-
-def to_canonical(name: str) -> str:
-    """Give a name in memory its `vision_model.` level, where transformers has dropped it."""
-    if not name.startswith("visual_encoder.") or VISION_LEVEL in name:
-        return name
-    head = "visual_encoder."
-    for wrapper in ("base_model.model.", ""):  # peft's levels come before the tower's own
-        if name.startswith(head + wrapper):
-            rest = name[len(head + wrapper) :]
-            return f"{head}{wrapper}{VISION_LEVEL}{rest}"
-    return name
+def _dtype(part: nn.Module) -> torch.dtype:
+    return next(p.dtype for p in part.parameters() if p.is_floating_point())
 
 
 def count_parameters(parameters: Iterable[nn.Parameter]) -> tuple[int, int]:

@@ -72,7 +72,8 @@ def run_training(
 def find_start(work_dir: Path, resume: str | None) -> Path | None:
     """Return the checkpoint to start from, None for a fresh run.
 
-    Raises UserError when a fresh run would write over an earlier one, or the checkpoint is not there.
+    Raises UserError when a fresh run would write over an earlier one, or when there is no such
+    checkpoint.
     """
     if resume == "auto":
         return checkpoint.last_checkpoint(work_dir)
@@ -119,7 +120,7 @@ def _resume(run: Run, path: Path) -> None:
 
 
 def step_of(run: Run, iteration: int) -> int:
-    """Return the optimizer steps after `iteration` micro-batches (epochs may end in short windows)."""
+    """Return the optimizer steps after `iteration` micro-batches; epochs may end in a short one."""
     epochs = run.settings.max_epochs
     per_epoch, steps = run.total_iterations // epochs, run.total_steps // epochs
     epoch, rest = divmod(iteration, per_epoch)

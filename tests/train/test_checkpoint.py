@@ -1,0 +1,88 @@
+"""Checkpoints appear complete or not at all, and the last good one is never lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llava_tools.errors import UserError
+from llava_tools.train import checkpoint
+
+
+class FakeEngine:
+    """Writes a little file, or fails half way like a full disk."""
+
+    rank = 0
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        self.failure = failure
+
+    def save(self, path: Path, meta: dict[str, Any]) -> None:
+        path.write_bytes(b"half")
+        if self.failure:
+            raise self.failure
+        path.write_bytes(b"half and half")
+
+    def sum(self, values: list[float]) -> list[float]:
+        return values
+
+    def barrier(self) -> None:
+        return
+
+
+def save(folder: Path, iteration: int, failure: Exception | None = None) -> Path:
+    path = checkpoint.checkpoint_path(folder, iteration)
+    checkpoint.save(FakeEngine(failure), path, {})
+    return path
+
+
+def test_last_checkpoint_names_what_was_saved_last(tmp_path: Path) -> None:
+    assert checkpoint.last_checkpoint(tmp_path) is None
+    save(tmp_path, 5)
+    newest = save(tmp_path, 10)
+    assert checkpoint.last_checkpoint(tmp_path) == newest
+    assert (tmp_path / "last_checkpoint").read_text() == "iter_10.pth\n"
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed")],
+)
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path, failure: Exception) -> None:
+    good = save(tmp_path, 5)
+    with pytest.raises(UserError, match=r"Could not save .*iter_10\.pth"):
+        save(tmp_path, 10, failure)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["iter_5.pth", "last_checkpoint"]
+    assert checkpoint.last_checkpoint(tmp_path) == good
+    assert good.read_bytes() == b"half and half"
+
+
+def test_what_a_killed_save_left_is_no_checkpoint_and_is_cleared(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    (tmp_path / "iter_10.pth.tmp").write_bytes(b"half")
+    (tmp_path / "iter_15.pth.tmp").mkdir()
+    assert [p.name for p in checkpoint.list_checkpoints(tmp_path)] == ["iter_5.pth"]
+    checkpoint.remove_unfinished(tmp_path)
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_file_and_a_directory_may_follow_each_other(tmp_path: Path) -> None:
+    (tmp_path / "iter_5.pth").mkdir()
+    (tmp_path / "iter_5.pth" / "part").write_bytes(b"x")
+    assert save(tmp_path, 5).is_file()
+
+
+def test_prune_keeps_the_newest_and_the_one_in_use(tmp_path: Path) -> None:
+    for iteration in (2, 4, 10):
+        save(tmp_path, iteration)
+    checkpoint.point_to(tmp_path / "iter_2.pth")
+    checkpoint.prune(tmp_path, 1)
+    assert [p.name for p in checkpoint.list_checkpoints(tmp_path)] == ["iter_2.pth", "iter_10.pth"]
+
+
+def test_a_dangling_pointer_is_told(tmp_path: Path) -> None:
+    save(tmp_path, 5).unlink()
+    with pytest.raises(UserError, match="names 'iter_5.pth', which is not there"):
+        checkpoint.last_checkpoint(tmp_path)
