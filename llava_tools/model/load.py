@@ -22,7 +22,13 @@ from llava_tools.errors import UserError
 from llava_tools.model.llava import LlavaModel
 from llava_tools.model.projector import Projector
 from llava_tools.model.source import Source, open_source
-from llava_tools.model.vision import TOWERS, first_line, image_processor_source, load_strictly
+from llava_tools.model.vision import (
+    TOWERS,
+    VisualEncoder,
+    first_line,
+    image_processor_source,
+    load_strictly,
+)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -161,7 +167,7 @@ def _assemble(source: Source, dtype: torch.dtype) -> LlavaModel:
     tower = projector = None
     if source.vision_config is not None and source.projector_config is not None:
         kind = TOWERS[source.vision_config["model_type"]]
-        tower = kind(kind.config_class(**source.vision_config)).to(dtype)
+        tower = VisualEncoder(kind(kind.config_class(**source.vision_config))).to(dtype)
         projector = Projector.from_config(source.projector_config).to(dtype)
     model = LlavaModel(llm, tower, projector, source.visual_select_layer)
     fill(model, source.tensors, f"'{source.path}'")
@@ -189,10 +195,9 @@ def fill(model: LlavaModel, tensors: Mapping[str, Any], where: str) -> None:
     A tied output embedding may be absent from the files. Raises UserError naming the first key
     that is missing, unexpected or of another shape.
     """
-    names = model.names()
-    state = model.state_dict(keep_vars=True)
-    unexpected = sorted(set(tensors) - set(names))
-    missing = sorted(set(names) - set(tensors) - _derived(model, names))
+    state = model.state_dict()
+    unexpected = sorted(set(tensors) - set(state))
+    missing = sorted(set(state) - set(tensors) - _derived(model))
     for problem, keys in (("has unexpected", unexpected), ("lacks", missing)):
         if keys:
             raise UserError(
@@ -200,16 +205,15 @@ def fill(model: LlavaModel, tensors: Mapping[str, Any], where: str) -> None:
                 "Its config does not describe these weights, or the files are incomplete.",
             )
     for name, tensor in tensors.items():
-        target = state[names[name]]
+        target = state[name]
         if tuple(target.shape) != tuple(tensor.shape):
             raise UserError(
-                f"{where}: {name} has shape {tuple(tensor.shape)}, the model {tuple(target.shape)}.",
+                f"{where}: {name} is {tuple(tensor.shape)}, in the model {tuple(target.shape)}.",
                 "Its config does not describe these weights.",
             )
-        target.data.copy_(tensor.read())
+        target.copy_(tensor.read())
 
 
-def _derived(model: LlavaModel, names: dict[str, str]) -> set[str]:
-    """Names that a complete checkpoint may leave out: tied embeddings and position indices."""
-    tied = {"llm.lm_head.weight"} if model.llm.config.tie_word_embeddings else set()
-    return tied | {name for name in names if name.endswith("position_ids")}
+def _derived(model: LlavaModel) -> set[str]:
+    """Names that a complete checkpoint may leave out: tied embeddings."""
+    return {"llm.lm_head.weight"} if model.llm.config.tie_word_embeddings else set()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +20,36 @@ TOWERS: dict[str, type[PreTrainedModel]] = {
 }
 
 
-def load_visual_encoder(name_or_path: str) -> PreTrainedModel:
+class VisualEncoder(nn.Module):
+    """A vision tower under the name `vision_model`.
+
+    That is the level which published checkpoints have and transformers dropped in 5.6; with it the
+    names in memory are the names on disk, whatever the version.
+    """
+
+    def __init__(self, tower: Any) -> None:
+        super().__init__()
+        self.vision_model = getattr(tower, "vision_model", tower)
+        self.config = tower.config
+
+    def forward(self, pixels_NCHW: torch.Tensor, layer: int) -> torch.Tensor:
+        """Return the patch features [N, P, D] after block `layer` (-2: the last but one).
+
+        As LLaVA does: the block's output without the final norm, and without the class token
+        where the tower has one (CLIP, not SigLIP).
+        """
+        output = self.vision_model(pixel_values=pixels_NCHW, output_hidden_states=True)
+        features: torch.Tensor = output.hidden_states[layer]
+        has_class_token = hasattr(self.vision_model.embeddings, "class_embedding")
+        return features[:, 1:] if has_class_token else features
+
+    @property
+    def num_patches(self) -> int:
+        """Number of features an image becomes: (image side / patch side) squared."""
+        return int(self.config.image_size // self.config.patch_size) ** 2
+
+
+def load_visual_encoder(name_or_path: str) -> VisualEncoder:
     """Load a vision tower in fp32 from a hub id or folder: HF CLIP or SigLIP, or open_clip.
 
     Raises UserError when there is no such model, or when it is of another kind.
@@ -29,7 +57,7 @@ def load_visual_encoder(name_or_path: str) -> PreTrainedModel:
     from llava_tools.model.open_clip import is_open_clip, load_open_clip
 
     if is_open_clip(name_or_path):
-        return load_open_clip(name_or_path)[0]
+        return VisualEncoder(load_open_clip(name_or_path)[0])
     try:
         config = AutoConfig.from_pretrained(name_or_path)
     except (OSError, ValueError) as error:
@@ -43,7 +71,7 @@ def load_visual_encoder(name_or_path: str) -> PreTrainedModel:
             f"'{name_or_path}' is a model of type '{config.model_type}', not a vision tower.",
             f"Vision towers that work: {', '.join(sorted(TOWERS))}, and open_clip checkpoints.",
         )
-    return load_strictly(tower, name_or_path, dtype=torch.float32)
+    return VisualEncoder(load_strictly(tower, name_or_path, dtype=torch.float32))
 
 
 def load_strictly(kind: Any, name_or_path: str, **kwargs: Any) -> PreTrainedModel:
@@ -73,41 +101,11 @@ def first_line(error: Exception) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
-def has_class_token(tower: nn.Module) -> bool:
-    """Tell whether the first feature is a class token (CLIP), not a patch (SigLIP)."""
-    return any(name.endswith("class_embedding") for name, _ in tower.named_parameters())
-
-
-def num_patches(config: Any) -> int:
-    """Return the number of features an image becomes: (image side / patch side) squared."""
-    return int(config.image_size // config.patch_size) ** 2
-
-
-def patch_features(tower: nn.Module, pixels_NCHW: torch.Tensor, layer: int) -> torch.Tensor:
-    """Return the patch features [N, P, D] after block `layer` (-2: the last but one).
-
-    As LLaVA does: the block's output without the final norm, and without the class token.
-    """
-    output = tower(pixel_values=pixels_NCHW, output_hidden_states=True)
-    features: torch.Tensor = output.hidden_states[layer]
-    return features[:, 1:] if has_class_token(tower) else features
-
-
-def pixel_dtype(tower: nn.Module) -> torch.dtype:
-    """Return the dtype in which the tower expects its pixels."""
-    return next(p.dtype for p in tower.parameters() if p.is_floating_point())
-
-
 def image_processor_source(name_or_path: str) -> dict[str, Any] | None:
     """Return open_clip's preprocessing for an open_clip tower, None for a Hugging Face one."""
-    from llava_tools.model.open_clip import is_open_clip, load_open_clip
+    from llava_tools.model.open_clip import is_open_clip, read_preprocessor_config
 
-    return load_open_clip(name_or_path)[1] if is_open_clip(name_or_path) else None
-
-
-def is_local(name_or_path: str) -> bool:
-    """Tell whether this names a folder on this machine (not a hub id)."""
-    return Path(name_or_path).expanduser().is_dir()
+    return read_preprocessor_config(name_or_path) if is_open_clip(name_or_path) else None
 
 
 transformers.utils.logging.disable_progress_bar()

@@ -97,8 +97,7 @@ def _choose_what_trains(model: LlavaModel, settings: Settings) -> None:
         lora = settings.visual_encoder_lora
         model.visual_encoder.requires_grad_(not settings.freeze_visual_encoder and not lora)
         if lora:
-            tower: Any = model.visual_encoder
-            tower.vision_model = add_lora(tower.vision_model, lora)
+            model.visual_encoder = add_lora(model.visual_encoder, lora)
 
 
 def add_lora(part: Any, options: dict[str, Any]) -> Any:
