@@ -121,6 +121,13 @@ def load_assistant(
     Raises UserError when the path is no model, or when no template fits its tokenizer.
     """
     source = open_source(path, config)
+    return build_assistant(source, template=template, dtype=dtype, device=device)
+
+
+def build_assistant(
+    source: Source, *, template: str | None = None, dtype: str = "auto", device: str = "auto"
+) -> Assistant:
+    """Load an opened source, as `load_assistant` does."""
     where = torch.device(choose_device(device))
     kind = _choose_dtype(dtype, where, source)
     model = _assemble(source, kind).to(where).eval()
@@ -128,14 +135,14 @@ def load_assistant(
     name = template or source.prompt_template or guess_template(tokenizer)
     if name is None:
         raise UserError(
-            f"Which prompt template '{path}' was trained with is not recorded.",
+            f"Which prompt template '{source.path}' was trained with is not recorded.",
             "Name it with --prompt-template, for example --prompt-template vicuna.",
         )
     chosen = get_template(name)
     check_template(chosen, tokenizer)
     processor = ImageProcessor.from_dict(source.image_processor) if source.image_processor else None
     return Assistant(
-        model, tokenizer, processor, chosen, source.pad_image_to_square, Path(path), source.format
+        model, tokenizer, processor, chosen, source.pad_image_to_square, source.path, source.format
     )
 
 
