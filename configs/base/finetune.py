@@ -6,4 +6,3 @@ sampler = "length_grouped"
 batch_size = 8
 accumulative_counts = 2
 lr = 2e-5
-evaluation_inputs = ["请描述一下这张图片", "Please describe this picture"]

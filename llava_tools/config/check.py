@@ -15,6 +15,7 @@ from llava_tools.errors import UserError, did_you_mean
 T = TypeVar("T")
 Rule = tuple[Callable[[Any], bool], str]
 
+EXAMPLE_HINT = "`llava-tools config show NAME` prints a complete config."
 TYPE_NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "True or False"}
 
 
@@ -60,9 +61,9 @@ RULES: dict[type, dict[str, Rule]] = {
         "warmup_ratio": _BELOW_ONE,
         "dtype": _one_of("bf16", "fp32"),
         "loss_reduction": _one_of("token", "micro_batch"),
-        "save_steps": _at_least(1),
+        "save_steps": _at_least(0),
         "save_total_limit": _at_least(1),
-        "evaluation_freq": _at_least(1),
+        "evaluation_freq": _at_least(0),
         "log_interval": _at_least(1),
         "seed": _at_least(0),
     },
@@ -112,8 +113,16 @@ def _build(kind: type[T], values: Mapping[str, Any], origin: Origin, prefix: str
     for key, (holds, text) in RULES[kind].items():
         value = fitted.get(key)
         if value is not None and not holds(value):
-            raise UserError(f"{origin.of(prefix + key)}: '{prefix}{key}' {text}, not {value!r}.")
+            message = f"{origin.of(prefix + key)}: '{prefix}{key}' {text}, not {value!r}."
+            raise UserError(message, _default_hint(kind, key))
     return kind(**fitted)
+
+
+def _default_hint(kind: type, key: str) -> str:
+    default = getattr(kind, key, None)  # dataclasses keep defaults as class attributes
+    if default is None:
+        return EXAMPLE_HINT
+    return f"The default is {default!r}."
 
 
 def _fit(value: Any, hint: Any, origin: Origin, key: str) -> Any:
@@ -133,7 +142,8 @@ def _fit(value: Any, hint: Any, origin: Origin, key: str) -> Any:
         if option in (str, int, bool) and type(value) is option:
             return value
     expected = " or ".join(_type_name(option) for option in options)
-    raise UserError(f"{origin.of(key)}: '{key}' must be {expected}, not {value!r}.")
+    message = f"{origin.of(key)}: '{key}' must be {expected}, not {value!r}."
+    raise UserError(message, EXAMPLE_HINT)
 
 
 def _fit_tuple(value: Any, hints: tuple[Any, ...], origin: Origin, key: str) -> tuple[Any, ...]:
@@ -141,7 +151,8 @@ def _fit_tuple(value: Any, hints: tuple[Any, ...], origin: Origin, key: str) -> 
     if hints[-1] is Ellipsis:
         hints = (hints[0],) * len(value)
     if len(hints) != len(value):
-        raise UserError(f"{origin.of(key)}: '{key}' must have {len(hints)} members, not {value!r}.")
+        message = f"{origin.of(key)}: '{key}' must have {len(hints)} members, not {value!r}."
+        raise UserError(message, EXAMPLE_HINT)
     pairs = zip(value, hints, strict=True)
     return tuple(_fit(v, h, origin, f"{key}[{i}]") for i, (v, h) in enumerate(pairs))
 

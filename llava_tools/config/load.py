@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from llava_tools.config.check import Origin, settings_from
 from llava_tools.config.files import check_files as check_files_of
 from llava_tools.config.settings import Settings
-from llava_tools.errors import UserError, did_you_mean
+from llava_tools.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -41,9 +42,11 @@ def find_config(name_or_path: str) -> Path:
     known = recipes()
     if name_or_path.removesuffix(".py") in known:
         return known[name_or_path.removesuffix(".py")]
+    close = nearest(path.stem, known)
+    proposal = f"Did you mean '{close}'? " if close else ""
     raise UserError(
         f"There is no config '{name_or_path}': neither a file nor the name of a recipe.",
-        f"{did_you_mean(path.stem, known)} See `llava-tools config list`.",
+        f"{proposal}`llava-tools config list` prints the recipes.",
     )
 
 
@@ -125,7 +128,8 @@ def _read(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
     if base is None:
         return values
     if not isinstance(base, str):
-        raise UserError(f"{path}: 'base' must be the name or path of one config, not {base!r}.")
+        message = f"{path}: 'base' must be the name or path of one config, not {base!r}."
+        raise UserError(message, "`llava-tools config list` prints the names of the recipes.")
     beside = path.parent / base
     parent = beside if beside.is_file() else find_config(base)
     return _merge(_read(parent, (*children, path)), values)
@@ -136,7 +140,9 @@ def _values(path: Path) -> dict[str, Any]:
     from mmengine.config import Config
 
     try:
-        values = Config.fromfile(str(path), format_python_code=False).to_dict()
+        # mmengine's own guess takes `import os` for an inherited config.
+        inherits = path.suffix == ".py" and _uses_read_base(path)
+        values = Config.fromfile(str(path), lazy_import=inherits).to_dict()
     except Exception as error:  # a config is Python: it may raise anything
         line = getattr(error, "lineno", None)
         place = f"{path}, line {line}" if line else str(path)
@@ -151,6 +157,11 @@ def _values(path: Path) -> dict[str, Any]:
         for key, value in values.items()
         if not key.startswith("_") and not any(test(value) for test in helper)
     }
+
+
+def _uses_read_base(path: Path) -> bool:
+    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    return any(isinstance(node, ast.With) for node in tree.body)
 
 
 def _merge(base: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

@@ -54,9 +54,9 @@ class Settings:
     dtype: str = "bf16"
     loss_reduction: str = "token"
 
-    save_steps: int = 500  # in micro-batches, as the N of iter_N.pth
+    save_steps: int = 500  # in micro-batches, as the N of iter_N.pth; 0: only at the end
     save_total_limit: int = 2
-    evaluation_freq: int = 500
+    evaluation_freq: int = 500  # in micro-batches; 0: no sample answers
     evaluation_images: tuple[str, ...] = ()
     evaluation_inputs: tuple[str, ...] = ()
     system: str = ""

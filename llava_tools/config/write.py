@@ -51,8 +51,8 @@ def copy_config(name_or_path: str, folder: Path) -> Path:
 
 def diff_configs(left: str, right: str, overrides: Sequence[str] = ()) -> str:
     """Return the settings in which two configs differ, as unified-diff lines without context."""
-    texts = [config_text(load_settings(name, overrides)).splitlines() for name in (left, right)]
-    lines = difflib.unified_diff(*texts, left, right, n=0, lineterm="")
+    old, new = (config_text(load_settings(name, overrides)).splitlines() for name in (left, right))
+    lines = difflib.unified_diff(old, new, left, right, n=0, lineterm="")
     return "\n".join(line for line in lines if not line.startswith("@@"))
 
 

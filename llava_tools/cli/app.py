@@ -1,0 +1,74 @@
+"""The table of all commands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from llava_tools.cli import configs, convert, quickstart, train
+from llava_tools.cli.grammar import Group, hyphens
+
+Table = dict[str, Callable[..., Any]]
+
+COMMANDS: Table = {
+    "quickstart": quickstart.quickstart,
+    "train": train.train,
+    "convert": convert.convert,
+}
+GROUPS: dict[str, tuple[str, Table]] = {
+    "config": (
+        "Recipes and configs: list, show, copy, diff.",
+        {
+            "list": configs.list_recipes,
+            "show": configs.show,
+            "copy": configs.copy,
+            "diff": configs.diff,
+        },
+    ),
+}
+# Other names of the same functions: XTuner's, and parts of a command.
+ALIASES: Table = {
+    "list-cfg": configs.list_recipes,
+    "copy-cfg": configs.copy,
+}
+EPILOGS = {"convert": convert.ALIASES}
+
+
+def command() -> Any:
+    """Return the whole command line as one click command."""
+    settings: dict[str, Any] = {"help_option_names": ["-h", "--help"], "token_normalize_func": hyphens}
+    plain: dict[str, Any] = {"cls": Group, "rich_markup_mode": None, "add_completion": False}
+    app = typer.Typer(context_settings=settings, **plain)
+    app.callback()(root)
+    for name, function in COMMANDS.items():
+        app.command(name, epilog=EPILOGS.get(name))(function)
+    for name, (text, members) in GROUPS.items():
+        group = typer.Typer(help=text, **plain)
+        for member, function in members.items():
+            group.command(member)(function)
+        app.add_typer(group, name=name)
+    for name, function in ALIASES.items():
+        app.command(name, hidden=True)(function)
+    return typer.main.get_command(app)
+
+
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error arose.")] = False,
+) -> None:
+    """Train, convert, chat with and evaluate LLaVA models, from raw data to a model people can use.
+
+    The commands of XTuner's LLaVA README work with `xtuner` replaced by `llava-tools`.
+    """
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from llava_tools import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit

@@ -1,0 +1,126 @@
+"""`main`: run one command line and turn whatever happens into two lines and an exit code.
+
+0 done, 2 the input is wrong, 1 a bug, 130 Ctrl-C. Answers go to stdout, everything else to stderr.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+from typing import NoReturn
+
+from llava_tools.errors import UserError, nearest
+
+NAME = "llava-tools"
+WORDS = {"help": "--help", "version": "--version"}  # XTuner has them as commands
+# What a user can mend although it comes out of the operating system.
+SYSTEM_ERRORS = {
+    errno.ENOSPC: "Free some space, or write to another disk.",
+    errno.EDQUOT: "The quota is used up: free some space, or write to another disk.",
+    errno.EACCES: "Check the permissions of this file and its folder.",
+    errno.EROFS: "This disk is read-only: write somewhere else.",
+}
+
+
+def main() -> NoReturn:
+    """Run the command line of this process and exit."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line; return its exit code."""
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    _log_to_stderr()
+    try:
+        code = _invoke(arguments)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        _say("Interrupted.")
+        return 130
+    except BrokenPipeError:
+        # The reader (`| head`) is gone: also keep the flush at exit from complaining.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        if debug:
+            import traceback
+
+            traceback.print_exc()
+        return _explain(error)
+
+
+def _invoke(arguments: list[str]) -> int:
+    import typer
+
+    from llava_tools.cli.app import command
+
+    if len(arguments) < 2:
+        first = arguments[0] if arguments else "help"
+        arguments = [WORDS.get(first, first)]
+    try:
+        with command().make_context(NAME, arguments) as context:
+            result = context.command.invoke(context)
+    except typer.Exit as done:  # --help and --version
+        return done.exit_code
+    return result if isinstance(result, int) else 0
+
+
+def _explain(error: Exception) -> int:
+    """Print what went wrong and what to do; return the exit code."""
+    if isinstance(error, UserError):
+        _say(f"Error: {error.message}", error.hint)
+        return 2
+    if hasattr(error, "format_message"):  # click's usage errors, wherever typer keeps them
+        _say(f"Error: {_usage_message(error)}", _usage_hint(error))
+        return 2
+    if isinstance(error, OSError) and error.errno in SYSTEM_ERRORS:
+        place = f": {error.filename}" if error.filename else ""
+        _say(f"Error: {error.strerror}{place}", SYSTEM_ERRORS[error.errno])
+        return 2
+    text = " ".join(str(error).split())
+    _say(
+        f"This is a bug in llava-tools: {type(error).__name__}: {text}",
+        "Run the command again with --debug to see where, and please report it.",
+    )
+    return 1
+
+
+def _usage_message(error: Exception) -> str:
+    option = getattr(error, "option_name", None)
+    known = getattr(error, "possibilities", None)
+    if option and known is not None:
+        return f"No such option: {option}"
+    return str(error.format_message())  # type: ignore[attr-defined]
+
+
+def _usage_hint(error: Exception) -> str:
+    """Return the nearest option, or where the command's options are listed."""
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context else NAME
+    option = getattr(error, "option_name", None)
+    if option and context and "such option" in str(error):
+        known = [name for param in context.command.params for name in param.opts]
+        close = nearest(option, known)
+        if close:
+            return f"Did you mean '{close}'? See `{path} --help`."
+    return f"See `{path} --help`."
+
+
+def _log_to_stderr() -> None:
+    """Show our own log on stderr; of several processes only the first speaks."""
+    logger = logging.getLogger("llava_tools")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.propagate = False
+    first = os.environ.get("RANK", "0") == "0"
+    logger.setLevel(logging.INFO if first else logging.ERROR)
+
+
+def _say(*lines: str) -> None:
+    sys.stderr.write("".join(f"{line}\n" for line in lines if line))
