@@ -1,0 +1,172 @@
+"""Open the four formats: a training checkpoint with its config, and the three kinds of folders."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llava_tools.errors import UserError
+from llava_tools.model.assembly import Source, assemble, from_whole, read_notes
+from llava_tools.model.keymap import convert
+from llava_tools.model.lazy import LazyTensor
+from llava_tools.model.parts import (
+    Part,
+    projector_config,
+    read_image_processor,
+    read_llm,
+    read_projector,
+    read_vision,
+    read_vision_config,
+    vision_defaults,
+    without_twin,
+)
+from llava_tools.model.rope import stretch_positions
+from llava_tools.model.tables import HF_READ, LLAVA_READ, check_complete
+from llava_tools.model.trained import overlay, read_checkpoint
+from llava_tools.model.weights import has_weights, read_json, read_weights
+from llava_tools.model.zero import is_zero_dir
+
+if TYPE_CHECKING:
+    from llava_tools.config import Settings
+
+
+def _load_settings(path: Path, config: str | None, overrides: Sequence[str]) -> Settings:
+    from llava_tools.config import load_settings
+
+    beside = path.parent / "config.py"
+    if config is None and not beside.is_file():
+        raise UserError(
+            f"'{path}' holds only what was trained; which models it started from is unknown.",
+            "Give the config of the run with --config.",
+        )
+    return load_settings(config or str(beside), overrides)
+
+
+def open_pth(path: Path, config: str | None, overrides: Sequence[str]) -> Source:
+    if path.suffix == ".pt" and is_zero_dir(path.parent):
+        path = path.parent
+    settings = _load_settings(path, config, overrides)
+    llm = read_llm(settings.llm_name_or_path)
+    tower = settings.visual_encoder_name_or_path
+    vision = read_vision(tower) if tower else None
+    trained = without_twin(read_checkpoint(path), llm.config)
+    base = {**llm.tensors, **(vision.tensors if vision else {})}
+    tensors = overlay(base, trained, settings, f"'{path}'")
+
+    def part(name: str) -> dict[str, LazyTensor]:
+        return {key: value for key, value in tensors.items() if key.startswith(f"{name}.")}
+
+    stretched = stretch_positions(llm.config, settings.max_position_embeddings)
+    llm = Part(part("llm"), stretched, llm.folder)
+    projector = None
+    if vision is not None:
+        vision = Part(part("visual_encoder"), vision.config, vision.folder, vision.image_processor)
+    if vision is not None or part("projector"):
+        own = projector_config(part("projector"), f"'{path}'")
+        check_complete(tensors, f"'{path}'", None, None, own)
+        projector = Part(part("projector"), own, path)
+    notes = {
+        "prompt_template": settings.prompt_template,
+        "visual_select_layer": settings.visual_select_layer,
+        "pad_image_to_square": any(spec.pad_image_to_square for spec in settings.datasets),
+    }
+    return assemble(path, "pth", llm, vision, projector, notes, tower)
+
+
+def open_xtuner(path: Path, config: str | None, overrides: Sequence[str]) -> Source:
+    adapters = [n for n in ("llm_adapter", "visual_encoder_adapter") if (path / n).is_dir()]
+    if adapters:
+        raise UserError(
+            f"'{path}' keeps a LoRA adapter apart: {adapters[0]}.",
+            "Merging adapters is not supported yet.",
+        )
+    names: dict[str, str | Path | None] = {"llm": path, "vision": path / "visual_encoder"}
+    whole = has_weights(path), (path / "visual_encoder").is_dir()
+    notes = read_notes(path)
+    if not all(whole):  # XTuner leaves frozen parts out
+        settings = _load_settings(path / "projector", config, overrides)
+        if not whole[0]:
+            names["llm"] = settings.llm_name_or_path
+        if not whole[1]:
+            names["vision"] = settings.visual_encoder_name_or_path
+        notes = {
+            "prompt_template": settings.prompt_template,
+            "visual_select_layer": settings.visual_select_layer,
+        } | notes
+    vision = read_vision(names["vision"]) if names["vision"] else None
+    projector = read_projector(path / "projector")
+    tower = notes.get("visual_encoder")
+    if vision is not None:
+        tower = tower or vision.config.get("_name_or_path")
+    llm = read_llm(names["llm"] or path)
+    return assemble(path, "xtuner", llm, vision, projector, notes, tower)
+
+
+def open_llava(path: Path) -> Source:
+    config = read_json(path / "config.json")
+    kind, where = str(config.get("mm_projector_type", "linear")), f"'{path}'"
+    if kind != "linear" and not re.fullmatch(r"mlp[0-9]+x_gelu", kind):
+        raise UserError(
+            f"{where} has a projector of type '{kind}'.", "Known: linear, mlp2x_gelu and the like."
+        )
+    if config.get("mm_vision_select_feature", "patch") != "patch":
+        raise UserError(
+            f"{where} feeds the class token to the LLM (mm_vision_select_feature).",
+            "Only models that use the patch features can be converted.",
+        )
+    tensors = convert(read_weights(path), LLAVA_READ, where)
+    held = {name: value for name, value in tensors.items() if name.startswith("visual_encoder.")}
+    own, tower = path / "visual_encoder", str(config.get("mm_vision_tower"))
+    if held and (own / "config.json").is_file():
+        vision = Part(held, read_vision_config(own), own, read_image_processor(own))
+    else:
+        vision = read_vision(own if has_weights(own) else tower)
+        vision = Part(held or vision.tensors, vision.config, path, vision.image_processor)
+    parts = ("mm_", "tune_mm_", "use_mm_", "freeze_mm_", "unfreeze_mm_", "image_", "tokenizer_")
+    llm = {key: value for key, value in config.items() if not key.startswith(parts)}
+    llm |= {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    tensors = without_twin(tensors, llm)
+    notes = {
+        "visual_select_layer": config.get("mm_vision_select_layer", -2),
+        "pad_image_to_square": config.get("image_aspect_ratio") == "pad",
+    } | read_notes(path)
+    return from_whole(path, "llava", tensors, llm, vision, "gelu", notes, tower)
+
+
+def open_hf(path: Path) -> Source:
+    config = read_json(path / "config.json")
+    if config.get("model_type") != "llava":
+        return assemble(path, "hf", read_llm(path), None, None, read_notes(path))
+    layer = config.get("vision_feature_layer", -2)
+    kind = str(config["vision_config"].get("model_type", "clip_vision_model"))
+    strategy = "full" if kind.startswith("siglip") else "default"
+    found = config.get("vision_feature_select_strategy", "default")
+    if not isinstance(layer, int) or found != strategy:
+        raise UserError(
+            f"'{path}' takes its image features from layer {layer} by the strategy '{found}'.",
+            f"One layer, and '{strategy}' for a tower of type {kind}, can be converted.",
+        )
+    tensors = convert(read_weights(path), HF_READ, f"'{path}'")
+    vision = Part(
+        {name: value for name, value in tensors.items() if name.startswith("visual_encoder.")},
+        vision_defaults(dict(config["vision_config"]) | {"model_type": kind}),
+        path,
+        read_image_processor(path),
+    )
+    notes = {"visual_select_layer": layer} | read_notes(path)
+    text = _text_defaults(config) | {"tie_word_embeddings": "llm.lm_head.weight" not in tensors}
+    act = str(config.get("projector_hidden_act", "gelu"))
+    tower = notes.get("visual_encoder") or config["vision_config"].get("_name_or_path")
+    return from_whole(path, "hf", tensors, text, vision, act, notes, tower)
+
+
+def _text_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the text config with what it left to its class's defaults, and its architecture."""
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as NAMES
+
+    text = {"model_type": "llama"} | dict(config.get("text_config") or {})
+    full = AutoConfig.for_model(**text).to_diff_dict() | text
+    return full | {"architectures": [NAMES[text["model_type"]]]}

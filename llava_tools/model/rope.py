@@ -1,0 +1,59 @@
+"""config.json across generations: transformers 5 renamed the rotary settings and the dtype."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+DEFAULT_THETA = 10000.0  # what every reader assumes when a Llama-like config is silent
+
+
+def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return rope_type, rope_theta and the scaling of an LLM's config, of either generation."""
+    old = dict(config.get("rope_scaling") or {})
+    if "type" in old:
+        old["rope_type"] = old.pop("type")
+    new = {"rope_theta": config.get("rope_theta"), **(config.get("rope_parameters") or {}), **old}
+    if "partial_rotary_factor" in config:
+        new.setdefault("partial_rotary_factor", config["partial_rotary_factor"])
+    new["rope_theta"] = float(new["rope_theta"] or DEFAULT_THETA)
+    new.setdefault("rope_type", "default")
+    return new
+
+
+def stretch_positions(config: Mapping[str, Any], wanted: int | None) -> dict[str, Any]:
+    """Return the config of a run that raised `max_position_embeddings`: linear scaling."""
+    held = int(config.get("max_position_embeddings") or 0)
+    if not wanted or wanted <= held:
+        return dict(config)
+    factor = float(math.ceil(wanted / held))
+    rope = rope_parameters(config) | {"rope_type": "linear", "factor": factor}
+    stretched = dict(config) | {"rope_parameters": rope, "max_position_embeddings": wanted}
+    stretched.pop("rope_scaling", None)
+    return stretched
+
+
+def for_both_generations(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """Return an LLM's config with the keys of transformers 4 and 5 side by side.
+
+    A reader of version 4 that finds `rope_parameters` alone falls back to rope_theta 10000 without
+    a word, and the model answers nonsense. `dtype` is torch's name, such as float16.
+    """
+    rope = rope_parameters(config)
+    kind = rope["rope_type"]
+    scaling = {k: v for k, v in rope.items() if k not in ("rope_theta", "partial_rotary_factor")}
+    if kind in ("linear", "dynamic"):  # releases before 4.43 take these two keys and no other
+        scaling = {"type": kind, "factor": rope["factor"]}
+    both = dict(config) | {
+        "rope_theta": rope["rope_theta"],
+        "rope_scaling": None if kind == "default" else scaling,
+        "rope_parameters": rope,
+        "torch_dtype": dtype,
+        "dtype": dtype,
+    }
+    if "partial_rotary_factor" in rope:
+        both["partial_rotary_factor"] = rope["partial_rotary_factor"]
+    both.pop("_name_or_path", None)
+    both.pop("transformers_version", None)
+    return both

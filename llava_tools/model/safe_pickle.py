@@ -1,0 +1,316 @@
+"""Read PyTorch checkpoints (.pth, .bin, .pt) without executing anything that they contain.
+
+A pickle is a program: it names functions and has them called. This reader knows the few names that
+tensors, containers and numbers need and answers every other name with an inert object, so
+XTuner's extras (mmengine and numpy objects) are passed over and a hostile file does nothing. The
+tensors stay in the memory-mapped file until they are read.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import pickletools
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llava_tools.errors import UserError
+from llava_tools.model.lazy import LazyTensor
+
+_STORAGES = {
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+    "UntypedStorage": torch.uint8,
+}
+_FLOATS = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
+_INTEGERS = ("int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "uint64", "bool")
+_DTYPES = {name: getattr(torch, name) for name in (*_FLOATS, *_INTEGERS)}
+
+# What protocol 4 and older need. Left out: the extension registry, classes by the instruction of
+# protocol 0, and protocol 5's buffers, whose size is believed before it is checked.
+_OPCODES = {
+    *("PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "DUP", "MEMOIZE"),
+    *("PUT", "BINPUT", "LONG_BINPUT", "GET", "BINGET", "LONG_BINGET"),
+    *(
+        "NONE",
+        "NEWTRUE",
+        "NEWFALSE",
+        "INT",
+        "BININT",
+        "BININT1",
+        "BININT2",
+        "LONG",
+        "LONG1",
+        "LONG4",
+    ),
+    *("FLOAT", "BINFLOAT", "STRING", "BINSTRING", "SHORT_BINSTRING"),
+    *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+    *(
+        "EMPTY_LIST",
+        "APPEND",
+        "APPENDS",
+        "LIST",
+        "EMPTY_TUPLE",
+        "TUPLE",
+        "TUPLE1",
+        "TUPLE2",
+        "TUPLE3",
+    ),
+    *("EMPTY_DICT", "DICT", "SETITEM", "SETITEMS", "EMPTY_SET", "ADDITEMS", "FROZENSET"),
+    *("GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "NEWOBJ", "NEWOBJ_EX", "BINPERSID"),
+}
+
+
+class Inert:
+    """Stands for an object of a class that is not on the list; it takes anything, does nothing."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Inert:
+        return object.__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Inert:
+        return self
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, value: Any) -> None:
+        """Take a list item."""
+
+    extend = add = append
+
+
+def read_pickle(path: str | Path) -> Any:
+    """Return the object saved in `path`, with a LazyTensor for every tensor.
+
+    Raises UserError naming the file when it is missing, truncated, or no PyTorch checkpoint.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"No checkpoint file '{path}'.", "Check the path.")
+    if not zipfile.is_zipfile(path):
+        return _read_legacy(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = _Entries(path, archive)
+            program = archive.read(entries.pickle)
+        _check_opcodes(program)
+        return _Unpickler(program, entries).load()
+    except UserError:
+        raise
+    # A damaged pickle can raise nearly anything, for instance from the int() of a text.
+    except Exception as error:
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+
+
+def _damaged(path: Path, why: str) -> UserError:
+    return UserError(
+        f"'{path}' is damaged or no PyTorch checkpoint ({why.splitlines()[0][:200]}).",
+        "Copy it again, and compare its size with the original's.",
+    )
+
+
+def _check_opcodes(program: bytes) -> None:
+    """Refuse instructions that no checkpoint needs, and memo numbers that would fill the memory."""
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(program)):
+        if opcode.name not in _OPCODES:
+            raise ValueError(f"pickle instruction {opcode.name}")
+        if "PUT" in opcode.name and int(argument or 0) > count:
+            raise ValueError(f"memo number {argument}")
+
+
+class _Entries:
+    """Where the tensors' bytes lie in a checkpoint's zip archive."""
+
+    def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
+        self.path = path
+        self.size = path.stat().st_size
+        self.entries = {entry.filename: entry for entry in archive.infolist()}
+        found = [name for name in self.entries if name.split("/")[1:] == ["data.pkl"]]
+        if len(found) != 1:
+            raise UserError(
+                f"'{path}' is a zip archive, but no PyTorch checkpoint (no data.pkl in it).",
+                "Give a .pth, .bin or .pt file that torch.save wrote.",
+            )
+        self.root = found[0].removesuffix("data.pkl")
+        order = self.entries.get(self.root + "byteorder")
+        if order is not None and archive.read(order) != b"little":
+            raise UserError(
+                f"'{path}' was written on a big-endian machine.", "Save it again on this one."
+            )
+        self.pickle = self._stored("data.pkl")
+        self._map: torch.Tensor | None = None
+
+    def _stored(self, name: str) -> zipfile.ZipInfo:
+        entry = self.entries.get(self.root + name)
+        if entry is None:
+            raise _damaged(self.path, f"it lacks the record {name}")
+        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
+            raise _damaged(self.path, f"its record {name} is compressed or encrypted")
+        return entry
+
+    def span(self, key: str) -> tuple[int, int]:
+        """Return offset and size in bytes of storage `key` in the file."""
+        entry = self._stored(f"data/{key}")
+        with self.path.open("rb") as file:
+            file.seek(entry.header_offset)
+            header = file.read(30)
+        if len(header) < 30 or header[:4] != b"PK\x03\x04":
+            raise _damaged(self.path, f"no header before the record data/{key}")
+        lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+        offset = entry.header_offset + 30 + lengths
+        if offset + entry.file_size > self.size:
+            raise _damaged(self.path, f"it ends within the record data/{key}")
+        return offset, entry.file_size
+
+    def bytes(self, offset: int, size: int) -> torch.Tensor:
+        """Return `size` bytes of the mapped file as uint8 [size]."""
+        if self._map is None:
+            mapped: Any = torch.UntypedStorage.from_file(str(self.path), False, self.size)
+            self._map = torch.empty(0, dtype=torch.uint8).set_(mapped)
+        return self._map[offset : offset + size]
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, program: bytes, entries: _Entries) -> None:
+        super().__init__(io.BytesIO(program))
+        self.entries = entries
+        self.spans: dict[str, tuple[int, int]] = {}
+        self.functions: dict[tuple[str, str], Callable[..., Any]] = {
+            ("collections", "OrderedDict"): OrderedDict,
+            ("torch", "Size"): lambda sizes=(): tuple(sizes),
+            ("torch._utils", "_rebuild_tensor"): self._tensor,
+            ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
+            ("torch._utils", "_rebuild_tensor_v3"): self._tensor_v3,
+            ("torch._utils", "_rebuild_parameter"): lambda data, *rest: data,
+            ("torch._utils", "_rebuild_parameter_with_state"): lambda data, *rest: data,
+            ("torch._tensor", "_rebuild_from_type_v2"): self._tensor_with_state,
+            ("_codecs", "encode"): _encode,
+        }
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Answer a name in the pickle: from the list, or with a fresh inert class."""
+        if module in ("torch", "torch.cuda", "torch.storage") and name in _STORAGES:
+            return _STORAGES[name]
+        if module == "torch" and name in _DTYPES:
+            return _DTYPES[name]
+        if (module, name) in self.functions:
+            return self.functions[module, name]
+        return type("Inert", (Inert,), {})
+
+    def persistent_load(self, pid: Any) -> tuple[torch.dtype, str]:
+        """Answer a storage: its dtype and the name of its record."""
+        kind, dtype, key = pid[0], pid[1], str(pid[2])
+        if kind != "storage" or not isinstance(dtype, torch.dtype):
+            raise ValueError(f"unknown storage {kind}")
+        if key not in self.spans:
+            self.spans[key] = self.entries.span(key)
+        return dtype, key
+
+    def _tensor(
+        self,
+        storage: tuple[torch.dtype, str],
+        offset: int,
+        size: tuple[int, ...],
+        stride: tuple[int, ...],
+        *rest: Any,
+    ) -> LazyTensor:
+        return self._lazy(storage[0], storage[1], offset, tuple(size), tuple(stride))
+
+    def _tensor_v3(
+        self,
+        storage: tuple[torch.dtype, str],
+        offset: int,
+        size: tuple[int, ...],
+        stride: tuple[int, ...],
+        requires_grad: bool,
+        hooks: Any,
+        dtype: torch.dtype,
+        *rest: Any,
+    ) -> LazyTensor:
+        return self._lazy(dtype, storage[1], offset, tuple(size), tuple(stride))
+
+    def _tensor_with_state(
+        self, function: Any, kind: Any, arguments: Any, *rest: Any
+    ) -> LazyTensor:
+        """Answer a tensor that carries Python attributes, as ZeRO-3 saves; they are not wanted."""
+        if function not in (self._tensor, self._tensor_v3):
+            raise ValueError("a tensor of unknown kind")
+        tensor: LazyTensor = function(*arguments)
+        return tensor
+
+    def _lazy(
+        self,
+        dtype: torch.dtype,
+        key: str,
+        offset: int,
+        size: tuple[int, ...],
+        stride: tuple[int, ...],
+    ) -> LazyTensor:
+        """Check that the tensor lies within its storage and describe it."""
+        start, length = self.spans[key]
+        entries = self.entries
+        numbers = (offset, *size, *stride)
+        if not all(isinstance(n, int) and n >= 0 for n in numbers) or len(size) != len(stride):
+            raise ValueError("a tensor of impossible shape")
+        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+        if math.prod(size) and (last + 1) * dtype.itemsize > length:
+            raise ValueError(f"a tensor reaches beyond its record data/{key}")
+
+        def read() -> torch.Tensor:
+            if not math.prod(size):
+                return torch.empty(size, dtype=dtype)
+            raw = entries.bytes(
+                start + offset * dtype.itemsize, (last + 1 - offset) * dtype.itemsize
+            )
+            if raw.storage_offset() % dtype.itemsize:
+                raw = raw.clone()
+            return raw.view(dtype).as_strided(size, stride, raw.storage_offset() // dtype.itemsize)
+
+        return LazyTensor(size, dtype, read)
+
+
+def _encode(text: str, encoding: str = "latin1") -> bytes:
+    """Answer `_codecs.encode`, by which protocol 2 writes bytes; other codecs could be costly."""
+    if encoding != "latin1" or not isinstance(text, str):
+        raise ValueError(f"codec {encoding}")
+    return text.encode("latin1")
+
+
+def _read_legacy(path: Path) -> Any:
+    """Read the format before torch 1.6 with torch's own allow-list; it cannot be mapped."""
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+    return _wrapped(loaded, {})
+
+
+def _wrapped(value: Any, done: dict[int, Any]) -> Any:
+    if isinstance(value, torch.Tensor):
+        return LazyTensor.of(value)
+    if id(value) not in done and isinstance(value, dict):
+        done[id(value)] = {key: _wrapped(item, done) for key, item in value.items()}
+    elif id(value) not in done and isinstance(value, (list, tuple)):
+        done[id(value)] = type(value)(_wrapped(item, done) for item in value)
+    return done.get(id(value), value)

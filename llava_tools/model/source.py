@@ -1,0 +1,133 @@
+"""Open a model of any format as canonical tensors and the configs of its parts.
+
+pth     a training checkpoint (a file, or DeepSpeed's directory) with its run's config
+xtuner  a language model folder with `visual_encoder/` and `projector/` in it
+llava   haotian-liu/LLaVA's folder
+hf      transformers' LlavaForConditionalGeneration, or any causal LM without vision
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llava_tools.errors import UserError
+from llava_tools.model.assembly import NOTES, Source, assemble
+from llava_tools.model.lazy import LazyTensor
+from llava_tools.model.openers import open_hf, open_llava, open_pth, open_xtuner
+from llava_tools.model.parts import read_llm, read_projector, read_vision
+from llava_tools.model.trained import SUFFIXES, read_checkpoint
+from llava_tools.model.weights import read_json
+from llava_tools.model.zero import is_zero_dir
+
+__all__ = ["NOTES", "Source", "detect", "inspect", "open_parts", "open_source", "read_checkpoint"]
+
+
+def detect(path: str | Path) -> str:
+    """Return the format of a file or folder: pth, xtuner, llava or hf.
+
+    Raises UserError naming what was found and what was expected.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"There is nothing at '{path}'.", "Check the path.")
+    if path.is_file():
+        if path.suffix in SUFFIXES:
+            return "pth"
+        raise _no_model(path, f"a file ending in '{path.suffix}'")
+    if is_zero_dir(path):
+        return "pth"
+    if (path / "projector").is_dir():
+        return "xtuner"
+    if not (path / "config.json").is_file():
+        names = sorted(entry.name for entry in path.iterdir())
+        raise _no_model(path, f"a folder with {', '.join(names[:5])}" if names else "empty")
+    config = read_json(path / "config.json")
+    if "mm_vision_tower" in config or "mm_projector_type" in config:
+        return "llava"
+    if config.get("model_type") == "llava" or any(_is_causal_lm(n) for n in _architectures(config)):
+        return "hf"
+    raise _no_model(path, f"a model of type '{config.get('model_type')}'")
+
+
+def _architectures(config: Mapping[str, Any]) -> list[str]:
+    return [str(name) for name in config.get("architectures") or ["ForCausalLM"]]
+
+
+def _is_causal_lm(architecture: str) -> bool:
+    return architecture.endswith(("ForCausalLM", "LMHeadModel"))
+
+
+def _no_model(path: Path, found: str) -> UserError:
+    return UserError(
+        f"'{path}' is no LLaVA that is known here: {found}.",
+        "Expected a checkpoint (iter_N.pth), or a folder in the xtuner, llava or hf format.",
+    )
+
+
+def open_source(
+    path: str | Path, config: str | None = None, overrides: Sequence[str] = ()
+) -> Source:
+    """Open a model for conversion or inference; nothing is read before it is asked for.
+
+    `config` is the config of the run, for a checkpoint without a config.py beside it and for an
+    xtuner folder that holds only what was trained; `overrides` are its `key=value` changes.
+
+    Raises UserError when it cannot be recognised, or is incomplete.
+    """
+    kind = detect(path)
+    if kind == "pth":
+        return open_pth(Path(path), config, overrides)
+    if kind == "xtuner":
+        return open_xtuner(Path(path), config, overrides)
+    return open_llava(Path(path)) if kind == "llava" else open_hf(Path(path))
+
+
+def open_parts(llm: str | Path, vision: str | Path, projector: str | Path) -> Source:
+    """Open a model given as three parts, as XTuner's scripts take it."""
+    parts = read_llm(llm), read_vision(vision), read_projector(projector)
+    return assemble(Path(llm), "xtuner", *parts, {}, str(vision))
+
+
+def inspect(path: str | Path, config: str | None = None) -> dict[str, Any]:
+    """Return what lies at `path`: format, parts with sizes and dtypes, how it was trained.
+
+    Of a checkpoint without a config, what was trained is all that can be told.
+    """
+    kind = detect(path)
+    beside = Path(path).parent / "config.py"
+    if kind == "pth" and config is None and not beside.is_file():
+        trained = read_checkpoint(path)
+        return {"path": str(path), "format": kind, "trained": _sizes(trained)}
+    source = open_source(path, config)
+    report: dict[str, Any] = {"path": str(path), "format": kind, "parts": _sizes(source.tensors)}
+    if kind == "pth":
+        report["trained"] = _sizes(read_checkpoint(path))
+    report["llm"] = _some(source.llm_config, "model_type", "hidden_size", "num_hidden_layers")
+    if source.vision_config is not None and source.projector_config is not None:
+        vision = _some(source.vision_config, "model_type", "image_size", "patch_size")
+        report["visual_encoder"] = vision | {"select_layer": source.visual_select_layer}
+        report["projector"] = _some(source.projector_config, "depth", "hidden_act")
+        report["pad_image_to_square"] = source.pad_image_to_square
+    return report | {"prompt_template": source.prompt_template}
+
+
+def _sizes(tensors: Mapping[str, LazyTensor]) -> dict[str, dict[str, Any]]:
+    """Return for every part its number of tensors and parameters, its bytes and dtypes."""
+    parts: dict[str, list[LazyTensor]] = {}
+    for name, tensor in tensors.items():
+        parts.setdefault(name.split(".")[0], []).append(tensor)
+    return {
+        name: {
+            "tensors": len(held),
+            "parameters": sum(tensor.nbytes // tensor.dtype.itemsize for tensor in held),
+            "bytes": sum(tensor.nbytes for tensor in held),
+            "dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in held}),
+        }
+        for name, held in parts.items()
+    }
+
+
+def _some(config: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: config.get(key) for key in keys}
