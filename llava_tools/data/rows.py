@@ -1,0 +1,139 @@
+"""The raw rows of a JSON list or a JSONL file, one at a time, whatever the file's size."""
+
+from __future__ import annotations
+
+import mmap
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import orjson
+
+from llava_tools.errors import UserError
+
+_BOM = b"\xef\xbb\xbf"
+# What can open or close an object, with strings matched whole: braces inside them do not count.
+_STRING_OR_BRACE = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}]', re.DOTALL)
+_BEFORE_FIRST = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[\s*")
+_BETWEEN = re.compile(rb"\s*,\s*")
+_AFTER_LAST = re.compile(rb"\s*\]\s*")
+
+
+class RawRow(NamedTuple):
+    """The bytes of one row; `number` counts rows of a list, or lines, from 1."""
+
+    number: int
+    data: bytes
+
+
+def read_rows(path: str | Path) -> Iterator[RawRow]:
+    """Yield the rows of a `.json` (one list) or `.jsonl` (one object a line) file, unparsed.
+
+    Raises UserError for a missing file, another suffix, or a file that is no such list.
+    """
+    reader = _READERS.get(Path(path).suffix)
+    if reader is None:
+        raise UserError(
+            f"'{path}': training data must be a .json or .jsonl file.",
+            "A .json file holds one list of rows, a .jsonl file one row a line.",
+        )
+    try:
+        yield from reader(Path(path))
+    except OSError as error:
+        raise UserError(
+            f"'{path}' cannot be read: {error.strerror or error}.",
+            "Check `data_path` in the config.",
+        ) from error
+
+
+def parse_row(path: str | Path, row: RawRow) -> Any:
+    """Return the row's JSON value. Raises UserError naming file and row when it is malformed."""
+    try:
+        return orjson.loads(row.data)
+    except orjson.JSONDecodeError as error:
+        where = f"character {error.pos + 1} of the row"
+        raise _malformed(path, row.number, error.msg, where) from error
+
+
+def origin(path: str | Path, number: int) -> str:
+    """Return how messages name a row: "train.json, row 12", "train.jsonl, line 12"."""
+    return f"{path}, {'line' if Path(path).suffix == '.jsonl' else 'row'} {number}"
+
+
+def _malformed(path: str | Path, number: int, problem: str, where: str) -> UserError:
+    return UserError(
+        f"{origin(path, number)}: malformed JSON: {problem} at {where}.",
+        "Mend the file; rows that are merely wrong in content are skipped and listed instead.",
+    )
+
+
+def _jsonl_rows(path: Path) -> Iterator[RawRow]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            data = line.removeprefix(_BOM) if number == 1 else line
+            if data.strip():
+                yield RawRow(number, data)
+
+
+def _json_rows(path: Path) -> Iterator[RawRow]:
+    """Cut the list into its objects without parsing it whole (which takes 4 times its size).
+
+    Only the plain case is cut: objects with commas between. At anything else the whole file is
+    parsed, so that orjson decides what is valid and says what is not.
+    """
+    with _mapped(path) as data:
+        number = end = depth = start = 0
+        for match in _STRING_OR_BRACE.finditer(data):
+            brace = match[0]
+            if brace == b"{":
+                if depth == 0:
+                    gap = _BETWEEN if number else _BEFORE_FIRST
+                    if not gap.fullmatch(data, end, match.start()):
+                        break
+                    start = match.start()
+                depth += 1
+            elif brace == b"}":
+                depth -= 1
+                if depth < 0:
+                    break
+                if depth == 0:
+                    number, end = number + 1, match.end()
+                    yield RawRow(number, data[start:end])
+        if number and _AFTER_LAST.fullmatch(data, end):
+            return
+        rows = _parse_list(path, data[:], number + 1)
+    for i in range(number, len(rows)):
+        yield RawRow(i + 1, orjson.dumps(rows[i]))
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[Any]:
+    """Map a file read-only; an empty one, which cannot be mapped, gives empty bytes."""
+    with path.open("rb") as file:
+        if path.stat().st_size == 0:
+            yield b""
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            yield data
+
+
+def _parse_list(path: Path, data: bytes, number: int) -> list[Any]:
+    try:
+        rows = orjson.loads(data.removeprefix(_BOM))
+    except orjson.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno} of the file"
+        raise _malformed(path, number, error.msg, where) from error
+    if not isinstance(rows, list):
+        raise UserError(
+            f"'{path}' holds one JSON {type(rows).__name__}, not a list of rows.",
+            "Put the rows into a list, or write one row a line and name the file .jsonl.",
+        )
+    return rows
+
+
+_READERS: dict[str, Callable[[Path], Iterator[RawRow]]] = {
+    ".json": _json_rows,
+    ".jsonl": _jsonl_rows,
+}

@@ -1,0 +1,73 @@
+"""What a training row is, and the reasons why a row is skipped or mended (never in silence)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# A row with one of these is left out, counted and listed in `skipped.jsonl`.
+SKIP_REASONS = {
+    "not_an_object": "the row is not a JSON object",
+    "no_conversations": "`conversations` is missing, empty or not a list",
+    "bad_turn": "a turn is not an object with the texts `from` and `value`",
+    "unknown_role": "`from` is no known role",
+    "misplaced_system": "a system turn that is not the first one",
+    "bad_image_field": "`image` is neither a path nor a list of paths",
+    "image_without_token": "an image, but no `<image>` in the user's turns",
+    "token_without_image": "`<image>` in the user's turns, but no image",
+    "image_count": "not as many `<image>` as images",
+    "misplaced_image_token": "`<image>` in an answer or in the system text",
+    "no_answer": "no answer to train on",
+    "control_token": "a text contains a control token of the tokenizer",
+    "several_captions": "more than one answer, which the template `plain` cannot express",
+    "image_cut": "an image lies beyond max_length",
+    "nothing_supervised": "nothing to train on is left within max_length",
+    "image_without_tower": "an image row in a run without a vision tower",
+    "outside_folder": "the image lies outside image_folder",
+    "missing_image": "the image file is not there",
+    "broken_image": "the image file cannot be read",
+}
+
+# A row with one of these is trained on; it is counted only.
+MENDED_REASONS = {
+    "answer_first": "answers before the first question were dropped",
+    "questions_merged": "consecutive questions were joined",
+    "empty_question": "an answer without a question of its own",
+    "question_unanswered": "a last question without an answer was dropped",
+    "answer_cut": "the last answer is cut off at max_length",
+}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message: `role` is system, user or assistant."""
+
+    role: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row: an optional system turn, then user and assistant in turn, ending with an answer.
+
+    Each `<image>` in the user's turns stands for the next path of `images`. `origin` says where
+    the row was written ("train.json, row 12"); `mended` holds keys of MENDED_REASONS.
+    """
+
+    id: str
+    turns: tuple[Turn, ...]
+    images: tuple[str, ...]
+    origin: str
+    mended: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A row that is left out: `reason` is a key of SKIP_REASONS, `detail` says what was found."""
+
+    origin: str
+    id: str
+    reason: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.origin}: {SKIP_REASONS[self.reason]} ({self.detail})"
