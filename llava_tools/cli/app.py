@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llava_tools.cli import configs, convert, quickstart, train
+from llava_tools.cli import chat, configs, convert, inspect, quickstart, train
 from llava_tools.cli.grammar import Group, hyphens
 
 Table = dict[str, Callable[..., Any]]
@@ -16,6 +16,8 @@ COMMANDS: Table = {
     "quickstart": quickstart.quickstart,
     "train": train.train,
     "convert": convert.convert,
+    "inspect": inspect.inspect,
+    "chat": chat.chat,
 }
 GROUPS: dict[str, tuple[str, Table]] = {
     "config": (
@@ -38,7 +40,10 @@ EPILOGS = {"convert": convert.ALIASES}
 
 def command() -> Any:
     """Return the whole command line as one click command."""
-    settings: dict[str, Any] = {"help_option_names": ["-h", "--help"], "token_normalize_func": hyphens}
+    settings: dict[str, Any] = {
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": hyphens,
+    }
     plain: dict[str, Any] = {"cls": Group, "rich_markup_mode": None, "add_completion": False}
     app = typer.Typer(context_settings=settings, **plain)
     app.callback()(root)

@@ -20,3 +20,8 @@ PromptTemplate = Annotated[
     str | None, Option(help="Chat format, e.g. phi3_chat. Default: what the model folder says.")
 ]
 Json = Annotated[bool, Option("--json", help="Print JSON for scripts.")]
+Dtype = Annotated[
+    str,
+    Option("--dtype", "--torch-dtype", help="auto, fp16, bf16 or fp32. auto: fp32 on a CPU."),
+]
+Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1, ...")]

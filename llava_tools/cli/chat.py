@@ -1,0 +1,83 @@
+"""`llava-tools chat`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from typer import Option
+
+from llava_tools.cli.options import Device, Dtype, Json, ModelArgument, PromptTemplate
+from llava_tools.errors import UserError
+
+Image = Annotated[
+    list[str] | None, Option(metavar="FILE", help="An image to talk about; may be several.")
+]
+Prompt = Annotated[str | None, Option(help="Answer this once instead of a dialogue.")]
+System = Annotated[str | None, Option(help="System text.")]
+MaxNewTokens = Annotated[int, Option(min=1, help="Longest answer.")]
+Temperature = Annotated[float, Option(min=0, help="0 always takes the likeliest token.")]
+TopP = Annotated[float, Option(min=0, max=1, help="Sample from this share.")]
+TopK = Annotated[int, Option(min=0, help="Sample from so many tokens; 0: all.")]
+Penalty = Annotated[float, Option(help="Above 1 repeats less.")]
+Seed = Annotated[int, Option(help="Seed of the sampling.")]
+StopWords = Annotated[
+    list[str] | None, Option(metavar="TEXT", help="More texts that end an answer.")
+]
+Llava = Annotated[
+    str | None, Option(help="Folder of projector (and tower), when MODEL is the LLM alone.")
+]
+Tower = Annotated[str | None, Option(help="The tower, if it is not in --llava.")]
+Layer = Annotated[int | None, Option(help="Layer of the tower. Default: the model's, or -2.")]
+Config = Annotated[str | None, Option(help="Config of the run, for a checkpoint without one.")]
+
+
+def chat(
+    model: ModelArgument,
+    image: Image = None,
+    prompt: Prompt = None,
+    prompt_template: PromptTemplate = None,
+    system: System = None,
+    max_new_tokens: MaxNewTokens = 512,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    repetition_penalty: Penalty = 1.0,
+    seed: Seed = 0,
+    stop_words: StopWords = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    llava: Llava = None,
+    visual_encoder: Tower = None,
+    visual_select_layer: Layer = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Talk with a model about images, or answer one --prompt.
+
+    In a dialogue: /image FILE, /reset, /system TEXT, /help, /quit.
+    """
+    if as_json and prompt is None:
+        raise UserError("--json prints one answer, but there is no --prompt.", "Add --prompt TEXT.")
+    from llava_tools.chat import once, repl, start
+    from llava_tools.model.generate import GenerationSettings
+
+    words = tuple(stop_words or ())
+    settings = GenerationSettings(
+        max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed, words
+    )
+    session = start.open_session(
+        model,
+        llava=llava,
+        visual_encoder=visual_encoder,
+        visual_select_layer=visual_select_layer,
+        config=config,
+        template=prompt_template,
+        dtype=dtype,
+        device=device,
+        system=system,
+        settings=settings,
+    )
+    if prompt is None:
+        repl.run_repl(session, image or [])
+    else:
+        once.ask_once(session, prompt, image or [], as_json=as_json)
