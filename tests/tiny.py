@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     CLIPVisionConfig,
@@ -18,6 +20,8 @@ from transformers import (
     SiglipVisionConfig,
     SiglipVisionModel,
 )
+
+from llava_tools.model.projector import Projector
 
 IMAGE_SIZE, PATCH = 28, 14
 NUM_PATCHES = (IMAGE_SIZE // PATCH) ** 2
@@ -44,7 +48,12 @@ def sentencepiece_style() -> Tokenizer:
         [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
     )
     tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
     )
     special = ["<unk>", "<s>", "</s>"] + [f"<0x{byte:02X}>" for byte in range(256)]
     trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=special, show_progress=False)
@@ -96,7 +105,11 @@ def save_llm(folder: Path, family: str = "phi3", *, kv_heads: int = 4, seed: int
         "pad_token_id": tokenizer.token_to_id(settings.get("pad_token") or settings["eos_token"]),
     }
     common = dict(
-        num_key_value_heads=kv_heads, vocab_size=vocab + 3, max_position_embeddings=512, **sizes, **ids
+        num_key_value_heads=kv_heads,
+        vocab_size=vocab + 3,
+        max_position_embeddings=512,
+        **sizes,
+        **ids,
     )
     torch.manual_seed(seed)
     if family == "phi3":
@@ -161,7 +174,9 @@ def save_images(folder: Path, count: int = 4) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     names = []
     for i in range(count):
-        image = Image.new("RGB", (40 + 7 * i, 30 + 5 * (i % 3)), (60 * i % 256, 90, 255 - 50 * i % 256))
+        image = Image.new(
+            "RGB", (40 + 7 * i, 30 + 5 * (i % 3)), (60 * i % 256, 90, 255 - 50 * i % 256)
+        )
         image.paste((255, 255, 0), (5, 5, 15 + i, 20))
         image.save(folder / f"{i}.png")
         names.append(f"{i}.png")
@@ -183,6 +198,21 @@ def llava_rows(images: list[str]) -> list[dict[str, object]]:
             ]
         rows.append({"id": i, "image": name, "conversations": turns})
     for i in range(2):
-        turns = [{"from": "human", "value": "one or two?"}, {"from": "gpt", "value": "two" * (i + 1)}]
+        turns = [
+            {"from": "human", "value": "one or two?"},
+            {"from": "gpt", "value": "two" * (i + 1)},
+        ]
         rows.append({"id": f"text-{i}", "conversations": turns})
     return rows
+
+
+def save_xtuner(folder: Path, parts: Path, family: str = "phi3", tower: str = "clip") -> Path:
+    """Write a complete model in the xtuner format, with a random projector."""
+    shutil.copytree(parts / family, folder)
+    shutil.copytree(parts / tower, folder / "visual_encoder")
+    torch.manual_seed(5)
+    projector = Projector(24, 32)
+    (folder / "projector").mkdir()
+    (folder / "projector" / "config.json").write_text(json.dumps(projector.to_config()))
+    save_file(projector.state_dict(), folder / "projector" / "model.safetensors")
+    return folder

@@ -1,0 +1,112 @@
+"""Loading finished models and parts: complete or an error, and tokenizers as their files say."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from llava_tools.errors import UserError
+from llava_tools.model.load import load_assistant, load_llm, load_tokenizer
+from llava_tools.model.vision import load_visual_encoder
+from tests import tiny
+
+
+@pytest.fixture
+def model(parts: Path, tmp_path: Path) -> Path:
+    return tiny.save_xtuner(tmp_path / "model", parts)
+
+
+def test_every_part_is_filled_from_the_files(model: Path, parts: Path) -> None:
+    assistant = load_assistant(model)
+    reference = AutoModelForCausalLM.from_pretrained(parts / "phi3", dtype=torch.float32)
+    state = assistant.model.state_dict()
+    for name, tensor in reference.state_dict().items():
+        assert torch.equal(state[f"llm.{name}"], tensor), name
+    projector = load_file(model / "projector" / "model.safetensors")
+    for name, tensor in projector.items():
+        assert torch.equal(state[f"projector.{name}"], tensor), name
+    ids = torch.tensor([[1, 5, 6, 7, 300]])
+    mask = torch.ones_like(ids).bool()
+    with torch.no_grad():
+        assert torch.equal(assistant.model(ids, mask).logits, reference.eval()(ids).logits)
+    assert assistant.template.name == "phi3_chat"
+    assert not any(parameter.is_meta for parameter in assistant.model.parameters())
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+def test_dtype_is_the_users(model: Path, dtype: str) -> None:
+    kinds = {p.dtype for p in load_assistant(model, dtype=dtype).model.parameters()}
+    assert kinds == {{"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[dtype]}
+
+
+def test_missing_unexpected_and_misshapen_weights_are_named(model: Path) -> None:
+    file = model / "projector" / "model.safetensors"
+    good = load_file(file)
+    save_file({k: v for k, v in good.items() if k != "model.2.bias"}, file)
+    with pytest.raises(UserError, match=r"model\.2\.bias"):
+        load_assistant(model)
+    save_file(good | {"model.9.bias": torch.zeros(1)}, file)
+    with pytest.raises(UserError, match=r"model\.9\.bias"):
+        load_assistant(model)
+    save_file(good | {"model.2.bias": torch.zeros(7)}, file)
+    with pytest.raises(UserError, match=r"model\.2\.bias"):
+        load_assistant(model)
+
+
+def test_an_unknown_dtype_or_device_or_template(model: Path) -> None:
+    with pytest.raises(UserError, match="Unknown dtype 'int3'"):
+        load_assistant(model, dtype="int3")
+    with pytest.raises(UserError, match="Unknown prompt template 'phi3_chats'"):
+        load_assistant(model, template="phi3_chats")
+    with pytest.raises(UserError, match="does not fit the tokenizer"):
+        load_assistant(model, template="llama3_chat")
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="torch sees no GPU"):
+            load_assistant(model, device="cuda")
+
+
+def test_a_byte_level_tokenizer_keeps_its_spaces_under_any_class_name(
+    parts: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "llama3"
+    shutil.copytree(parts / "llama3", folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(settings | {"tokenizer_class": "LlamaTokenizerFast"})
+    )
+    tokenizer = load_tokenizer(folder)
+    text = "What is\n\nin the picture?"
+    assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
+
+
+@pytest.mark.parametrize("name", ["nobody/nothing", "/no/such/folder"])
+def test_parts_that_are_not_there(name: str) -> None:
+    with pytest.raises(UserError, match="No language model at"):
+        load_llm(name, dtype=torch.float32)
+    with pytest.raises(UserError, match="No vision tower at"):
+        load_visual_encoder(name)
+    with pytest.raises(UserError, match="No usable tokenizer at"):
+        load_tokenizer(name)
+
+
+def test_an_llm_is_no_vision_tower(parts: Path) -> None:
+    with pytest.raises(UserError, match="a model of type 'phi3', not a vision tower"):
+        load_visual_encoder(str(parts / "phi3"))
+
+
+def test_an_incomplete_folder_is_not_filled_with_random_weights(
+    parts: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "phi3"
+    shutil.copytree(parts / "phi3", folder)
+    weights = load_file(folder / "model.safetensors")
+    name = "model.layers.1.mlp.down_proj.weight"
+    save_file({k: v for k, v in weights.items() if k != name}, folder / "model.safetensors")
+    with pytest.raises(UserError, match=name):
+        load_llm(str(folder), dtype=torch.float32)
