@@ -27,7 +27,7 @@ from llava_tools.errors import UserError
 # Pillow warns of a decompression bomb from here on; also the limit for padded and resized images.
 MAX_PIXELS = 89_478_485
 # What photographs and figures come in. Others are left out: EPS, for one, starts Ghostscript.
-FILE_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+FILE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 
 
 def open_image(path: str | Path, folder: str = "", *, follow_links: bool = False) -> Image.Image:
