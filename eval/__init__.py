@@ -1,1 +1,1 @@
-"""Benchmarks (installed as llava_tools.eval)."""
+"""Benchmarks (installed as llava_tools.eval): rows, prompts and scores; answering and reports."""

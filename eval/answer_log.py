@@ -1,0 +1,121 @@
+"""Answers on disk as they come: `predictions.jsonl`, from which a killed run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import orjson
+
+import llava_tools
+from llava_tools.errors import UserError
+from llava_tools.eval.benchmark import Question
+from llava_tools.eval.pictures import Index
+from llava_tools.eval.predictions import prompt_hash, read_header, read_jsonl, whole_lines
+
+FILE_NAME = "predictions.jsonl"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The model's raw text for one question, with the number of tokens it generated."""
+
+    index: Index
+    text: str
+    tokens: int
+
+
+class AnswerLog:
+    """`predictions.jsonl`, opened for appending: a header line, then one line an answer.
+
+    Opening it reads what an earlier run left. A last line that a kill cut short is dropped.
+    Raises UserError when that run was another one: other data, model or settings.
+    """
+
+    def __init__(
+        self, folder: Path, fingerprint: Mapping[str, Any], info: Mapping[str, Any]
+    ) -> None:
+        self.path = folder / FILE_NAME
+        self.done: dict[Index, str] = {}
+        end = self._read(fingerprint) if self.path.is_file() else 0
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.file: BinaryIO = self.path.open("ab")
+            self.file.truncate(end)
+        except OSError as error:
+            raise UserError(
+                f"Cannot write '{self.path}': {error.strerror}.", "Give another --work-dir."
+            ) from error
+        if end == 0:
+            version = llava_tools.__version__
+            self._write([{"llava_tools": version, "fingerprint": dict(fingerprint), **info}])
+
+    def _read(self, fingerprint: Mapping[str, Any]) -> int:
+        """Take over the answers on disk and return where the last whole line ends."""
+        lines, end = whole_lines(self.path)
+        if lines:
+            check_fingerprint(self.path, read_header(self.path, lines[0]), fingerprint)
+            self.done = dict(read_jsonl(self.path, lines).answers)
+        return end
+
+    def append(self, answers: Sequence[Answer], questions: Mapping[Index, Question]) -> None:
+        """Write answers and flush them, so that nothing done is lost to a kill."""
+        self._write(
+            {
+                "index": answer.index,
+                "prediction": answer.text,
+                "tokens": answer.tokens,
+                "prompt": prompt_hash(questions[answer.index]),
+                "images": [picture.key for picture in questions[answer.index].pictures],
+            }
+            for answer in answers
+        )
+        self.done |= {answer.index: answer.text for answer in answers}
+
+    def _write(self, records: Iterable[Mapping[str, Any]]) -> None:
+        try:
+            self.file.write(b"".join(orjson.dumps(record) + b"\n" for record in records))
+            self.file.flush()
+        except OSError as error:
+            raise UserError(
+                f"Could not write '{self.path}': {error.strerror}.",
+                "Make room and run the same command again: it goes on where it stopped.",
+            ) from error
+
+    def __enter__(self) -> AnswerLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.file.close()
+
+
+def check_fingerprint(
+    path: Path, header: Mapping[str, Any], fingerprint: Mapping[str, Any]
+) -> None:
+    """Compare the keys that both have. Raises UserError naming everything that differs."""
+    before = header["fingerprint"]
+    different = [
+        f"{key} was {before[key]!r} and is now {value!r}"
+        for key, value in fingerprint.items()
+        if key in before and before[key] != orjson.loads(orjson.dumps(value))
+    ]
+    if different:
+        raise UserError(
+            f"'{path}' holds the answers of another run: {'; '.join(different)}.",
+            "Give another --work-dir, or delete that file to start over.",
+        )
+
+
+def saved_header(folder: Path) -> Mapping[str, Any] | None:
+    """Return the header of the answers in a work dir, None when there are none yet."""
+    path = folder / FILE_NAME
+    lines = whole_lines(path)[0] if path.is_file() else []
+    return read_header(path, lines[0]) if lines else None

@@ -1,0 +1,98 @@
+"""What a benchmark is: the columns it needs, its questions, and how answers become scores.
+
+A benchmark is a module of its own with one `Benchmark` value, named in the table below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+
+from llava_tools.errors import UserError, did_you_mean
+from llava_tools.eval.pictures import Index, Picture
+from llava_tools.eval.tsv import Row
+
+BENCHMARKS = {"mmbench": "llava_tools.eval.mmbench:MMBENCH"}
+
+
+@dataclass(frozen=True)
+class Question:
+    """One row as the model sees it: `prompt` is the user's message, with `<image>` in its place."""
+
+    index: Index
+    prompt: str
+    pictures: tuple[Picture, ...]
+    options: Mapping[str, str]  # letter -> text
+    answer: str | None
+    category: str | None
+    l2_category: str | None
+    split: str | None
+    row: Row
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a protocol made of one answer. `choice` None: undecided; `correct` None: no answer."""
+
+    choice: str | None
+    correct: bool | None
+
+
+@dataclass(frozen=True)
+class Part:
+    """The scores of some questions: metric -> fraction, overall and by group of questions.
+
+    Every table of `groups` is: group name -> metric -> value, with the number of `questions`.
+    """
+
+    overall: Mapping[str, float]
+    groups: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The result of scoring: everything, and each split when the data has a split column.
+
+    `counts` says what the numbers rest on: rows, questions, undecided and missing answers, ...
+    """
+
+    all: Part
+    splits: Mapping[str, Part]
+    counts: Mapping[str, int]
+    verdicts: Mapping[Index, Verdict]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark as data. `score` gets the questions, {index: answer text} and a protocol."""
+
+    name: str
+    columns: tuple[str, ...]  # required; `answer` is not
+    question: Callable[[Row], Question]
+    score: Callable[[Sequence[Question], Mapping[Index, str], str], Scores]
+    protocols: tuple[str, ...]  # the first is the default
+    max_new_tokens: int
+    submission_columns: tuple[str, ...]
+    published: Mapping[str, str] = field(default_factory=dict)  # md5 -> name of a known file
+
+
+def get_benchmark(name: str) -> Benchmark:
+    """Return the benchmark of that name. Raises UserError with the nearest name otherwise."""
+    key = name.lower()
+    if key not in BENCHMARKS:
+        raise UserError(f"Unknown benchmark '{name}'.", did_you_mean(key, BENCHMARKS))
+    module, _, attribute = BENCHMARKS[key].partition(":")
+    found = getattr(import_module(module), attribute)
+    assert isinstance(found, Benchmark)
+    return found
+
+
+def check_protocol(benchmark: Benchmark, protocol: str) -> str:
+    """Return `protocol` if the benchmark is scored by it. Raises UserError otherwise."""
+    if protocol not in benchmark.protocols:
+        raise UserError(
+            f"'{benchmark.name}' is not scored by a protocol '{protocol}'.",
+            did_you_mean(protocol, benchmark.protocols),
+        )
+    return protocol

@@ -1,0 +1,181 @@
+"""From answers to the report: scores or a submission, the files of a work dir, the printed table.
+
+llava-tools eval score mmbench predictions.xlsx --data-path MMBench_DEV_EN.tsv
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+import llava_tools
+from llava_tools.errors import UserError
+from llava_tools.eval.benchmark import (
+    Benchmark,
+    Part,
+    Question,
+    Scores,
+    check_protocol,
+    get_benchmark,
+)
+from llava_tools.eval.predictions import Predictions, check_match, read_predictions
+from llava_tools.eval.sheets import Cell, write_atomically, write_csv, write_xlsx
+from llava_tools.eval.tsv import Table, read_table
+
+# What scores.json holds: the metrics, tables of groups, `splits`, `counts`, `data`, `run`, ...
+Report = dict[str, Any]
+
+
+def score_file(
+    benchmark: str,
+    predictions: str | Path,
+    data_path: str | Path,
+    protocol: str = "vlmevalkit",
+    work_dir: str | Path | None = None,
+) -> Report:
+    """Score a prediction file of ours, of XTuner or of VLMEvalKit, without a model.
+
+    Files are written only with `work_dir`. Raises UserError when the predictions are not readable
+    or answer other questions.
+    """
+    chosen = get_benchmark(benchmark)
+    check_protocol(chosen, protocol)
+    found = read_predictions(predictions)
+    table = read_table(data_path, chosen.columns, images=False)
+    questions = [chosen.question(row) for row in table.rows]
+    folder = Path(work_dir) if work_dir is not None else None
+    return finish(chosen, table, questions, found, protocol, folder)
+
+
+def can_score(questions: Sequence[Question]) -> bool:
+    """Return whether every question has its answer; the TEST files have none."""
+    return all(question.answer is not None for question in questions)
+
+
+def finish(
+    benchmark: Benchmark,
+    table: Table,
+    questions: Sequence[Question],
+    found: Predictions,
+    protocol: str,
+    folder: Path | None,
+) -> Report:
+    """Score the predictions, or prepare the submission where answers are missing; write both."""
+    check_match(found, questions, table.path)
+    report: Report = {
+        "benchmark": benchmark.name,
+        "protocol": protocol,
+        "scored": can_score(questions),
+        "data": {
+            "path": str(table.path),
+            "md5": table.md5,
+            "published_as": benchmark.published.get(table.md5),
+        },
+        "predictions": str(found.path),
+        "run": {**found.header.get("fingerprint", {}), **_info(found.header)} or None,
+        "llava_tools": llava_tools.__version__,
+    }
+    if not report["scored"]:
+        return _submission(benchmark, questions, found, report, folder)
+    scores = benchmark.score(questions, found.answers, protocol)
+    report |= _as_dict(scores.all)
+    report["splits"] = {name: _as_dict(part) for name, part in scores.splits.items()}
+    report["counts"] = dict(scores.counts)
+    if folder is not None:
+        _write_scores(folder, table, questions, found, scores, report)
+    return report
+
+
+def _info(header: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: header[key] for key in header if key not in ("fingerprint", "llava_tools")}
+
+
+def _as_dict(part: Part) -> dict[str, Any]:
+    groups = {name: {k: dict(v) for k, v in group.items()} for name, group in part.groups.items()}
+    return {**part.overall, **groups}
+
+
+def _submission(
+    benchmark: Benchmark,
+    questions: Sequence[Question],
+    found: Predictions,
+    report: Report,
+    folder: Path | None,
+) -> Report:
+    """Write the sheet that the benchmark's server takes: raw answers to every row, no pictures."""
+    answered = sum(question.index in found.answers for question in questions)
+    report["counts"] = {
+        "rows": len(questions),
+        "answered": answered,
+        "missing": len(questions) - answered,
+        "rows_without_answer": sum(question.answer is None for question in questions),
+    }
+    if folder is not None:
+        names = benchmark.submission_columns
+        extra = {letter for q in questions for letter in q.options} - set(names)
+        options = [name for name in names if len(name) == 1]
+        last = names.index(options[-1]) + 1
+        columns = (*names[:last], *sorted(extra), "prediction", *names[last:], "answer")
+        rows = (_sheet_row(question, found) for question in questions)
+        report["submission"] = str(write_xlsx(folder / "submission.xlsx", columns, rows))
+        _write_json(folder / "submission.json", report)
+    return report
+
+
+def _sheet_row(question: Question, found: Predictions) -> dict[str, Cell]:
+    cells = {"index": question.index, "prediction": found.answers.get(question.index)}
+    return {**question.row.cells, **cells}
+
+
+def _write_scores(
+    folder: Path,
+    table: Table,
+    questions: Sequence[Question],
+    found: Predictions,
+    scores: Scores,
+    report: Report,
+) -> None:
+    columns = [name for name in table.columns if name != "image"]
+    rows = (
+        _sheet_row(question, found) | {"choice": verdict.choice, "correct": verdict.correct}
+        for question in questions
+        for verdict in [scores.verdicts[question.index]]
+    )
+    write_xlsx(folder / "predictions.xlsx", [*columns, "prediction", "choice", "correct"], rows)
+    lines = list(_csv_rows(scores, report))
+    write_csv(folder / "scores.csv", list(lines[0]), lines)
+    _write_json(folder / "scores.json", report)
+
+
+def _csv_rows(scores: Scores, report: Report) -> Iterator[dict[str, Cell]]:
+    source = {"protocol": report["protocol"], "data_md5": report["data"]["md5"]}
+    for split, part in (("all", scores.all), *scores.splits.items()):
+        yield {"split": split, "group": "overall", "name": "", **part.overall, **source}
+        for group, members in part.groups.items():
+            for name, metrics in members.items():
+                yield {"split": split, "group": group, "name": name, **metrics, **source}
+
+
+def _write_json(path: Path, report: Report) -> None:
+    text = orjson.dumps(report, option=orjson.OPT_INDENT_2) + b"\n"
+    write_atomically(path, lambda partial: _write_bytes(partial, text))
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+
+
+def load_report(folder: str | Path) -> Report:
+    """Return the report in an evaluation's work dir. Raises UserError when there is none."""
+    for name in ("scores.json", "submission.json"):
+        path = Path(folder) / name
+        if path.is_file():
+            report = orjson.loads(path.read_bytes())
+            if isinstance(report, dict):
+                return report
+    raise UserError(
+        f"'{folder}' holds no scores.json.", "Give the work dir of a finished evaluation."
+    )
