@@ -19,6 +19,7 @@ from llava_tools.data.samplers import epoch_order
 from llava_tools.model.llava import Output
 from llava_tools.train.engine import Engine
 from llava_tools.train.optim import learning_rate
+from llava_tools.train.skips import check_skips, note_skips
 
 
 @dataclass
@@ -37,6 +38,8 @@ class Run:
     lr: float = 0.0
     grad_norm: float = 0.0
     loss_sum: torch.Tensor = field(default_factory=lambda: torch.zeros(()))  # this rank's share
+    skipped: int = 0  # rows that could not be read since the start, on all ranks
+    skipped_rows: set[tuple[str, str]] = field(default_factory=set)
     stop: bool = False
     stop_requested: Callable[[], bool] = lambda: False
     seen: Seen = field(default_factory=lambda: Seen())
@@ -83,7 +86,11 @@ def train(run: Run, hooks: list[Hook]) -> None:
     for window in windows(run):
         seed_step(settings.seed, run.step, engine.rank)
         own = [float(count_supervised(batch)) for batch in window]
-        tokens, stop = engine.sum([sum(own), float(run.stop_requested())])
+        news = [sum(own), float(run.stop_requested()), float(note_skips(run, window))]
+        tokens, stop, skipped = engine.sum(news)
+        run.skipped += int(skipped)
+        if skipped:
+            check_skips(run)
         run.loss_sum = torch.zeros((), device=engine.device)
         for i, batch in enumerate(window):
             loss = weigh(engine.forward(batch), settings, tokens, len(window), engine.world_size)
