@@ -130,7 +130,7 @@ def build_assistant(
     """Load an opened source, as `load_assistant` does."""
     where = torch.device(choose_device(device))
     kind = _choose_dtype(dtype, where, source)
-    model = _assemble(source, kind).to(where).eval()
+    model = assemble(source, kind).to(where).eval()
     tokenizer = load_tokenizer(source.tokenizer_dir)
     name = template or source.prompt_template or guess_template(tokenizer)
     if name is None:
@@ -168,7 +168,7 @@ def _choose_dtype(dtype: str, device: torch.device, source: Source) -> torch.dty
     return torch.bfloat16 if torch.bfloat16 in kinds else torch.float16
 
 
-def _assemble(source: Source, dtype: torch.dtype) -> LlavaModel:
+def assemble(source: Source, dtype: torch.dtype) -> LlavaModel:
     """Build the architecture without initialising it and fill in the source's tensors."""
     llm = _empty_llm(source.llm_config, dtype)
     tower = projector = None
