@@ -18,6 +18,7 @@ datasets = [
     dict(
         data_path=f"{_root}/{name}.jsonl",
         image_folder=f"{_root}/{folder}",
+        follow_links=True,  # the published tree links to the folders of the other data sets
         pad_image_to_square=True,
         rows=rows,
     )

@@ -7,6 +7,7 @@ datasets = [
     dict(
         data_path=f"{_root}/share-captioner_coco_lcs_sam_1246k_1107.json",
         image_folder=f"{_root}/data",
+        follow_links=True,  # the published tree links to the folders of the other data sets
         rows=1246901,
     )
 ]

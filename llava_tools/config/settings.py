@@ -14,6 +14,7 @@ class DatasetSpec:
     image_folder: str = ""
     format: str = "llava"
     pad_image_to_square: bool = False
+    follow_links: bool = False  # images may lie behind links that lead out of image_folder
     max_rows: int | None = None  # a seeded sample without replacement
     rows: int | None = None  # the published row count: planning needs no file then
 

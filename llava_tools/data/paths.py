@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from functools import lru_cache
 
 from llava_tools.errors import UserError
@@ -14,6 +15,10 @@ class OutsideFolder(UserError):
     """An image path that leaves its folder."""
 
 
+class MissingImage(UserError):
+    """An image file that is not there."""
+
+
 def locate(path: str, folder: str = "", *, follow_links: bool = False) -> str:
     """Return the path of an image file that exists, lies inside `folder` and is not too large.
 
@@ -21,7 +26,7 @@ def locate(path: str, folder: str = "", *, follow_links: bool = False) -> str:
     `..` or an absolute path nor through a symbolic link; `follow_links` admits links, which
     published data trees consist of, but no other way out.
 
-    Raises OutsideFolder, or UserError for a file that is missing, no file or above MAX_BYTES.
+    Raises OutsideFolder, MissingImage, or UserError for a folder or a file above MAX_BYTES.
     """
     full = os.path.join(folder, path)
     if folder:
@@ -55,11 +60,11 @@ def _check_file(full: str) -> None:
         found = os.stat(full)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise UserError(
+        raise MissingImage(
             f"The image '{full}' cannot be read: {reason}.",
             "Check the path, and image_folder if a data row names it.",
         ) from error
-    if not os.path.isfile(full):
+    if not stat.S_ISREG(found.st_mode):
         raise UserError(f"'{full}' is not an image file.", "Name a file, not a folder.")
     if found.st_size > MAX_BYTES:
         raise UserError(

@@ -1,0 +1,180 @@
+"""From raw rows to packed rows: parse, check the images, render, and say why a row is left out.
+
+This runs in processes of its own for large files, so it imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+
+from llava_tools.data.codec import Codec
+from llava_tools.data.formats import get_format
+from llava_tools.data.packed import PackedRows, RowData, TokenType
+from llava_tools.data.paths import MissingImage, OutsideFolder, locate
+from llava_tools.data.render import Rendered, render
+from llava_tools.data.rows import RawRow, origin, parse_row
+from llava_tools.data.sample import SKIP_REASONS, Sample, Skip
+from llava_tools.data.templates import Template
+from llava_tools.errors import UserError
+
+BLOCK_ROWS = 512
+PARALLEL_BYTES = 32 * 2**20  # below, starting processes costs more than it saves
+MAX_PROCESSES = 16
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that decides how the rows of one data file are prepared."""
+
+    path: str
+    format: str
+    image_folder: str
+    follow_links: bool
+    template: Template
+    codec: Codec
+    max_length: int
+    sees_images: bool  # False in a run without a vision tower
+    token_dtype: TokenType
+
+
+@dataclass(frozen=True)
+class Block:
+    """The outcome for some rows: those kept, those skipped, what was mended, the bytes read."""
+
+    rows: PackedRows
+    skips: list[Skip]
+    mended: Counter[str]
+    seen: int
+    bytes_read: int
+
+
+@dataclass
+class _Outcome:
+    rows: list[RowData] = field(default_factory=list)
+    skips: list[Skip] = field(default_factory=list)
+    mended: Counter[str] = field(default_factory=Counter)
+
+
+def prepare_row(plan: Plan, row: RawRow) -> tuple[Sample, Rendered] | Skip:
+    """Return a row ready for training, or why it is left out. Raises UserError on broken JSON."""
+    found = get_format(plan.format)(parse_row(plan.path, row), origin(plan.path, row.number))
+    if isinstance(found, Skip):
+        return found
+    skip = _check_images(plan, found)
+    if skip:
+        return skip
+    rendered = render(found.turns, plan.template, plan.codec, plan.max_length)
+    for flag in rendered.flags:
+        if flag in SKIP_REASONS:
+            return Skip(found.origin, found.id, flag, _detail(flag, plan, found))
+    return found, rendered
+
+
+def _check_images(plan: Plan, sample: Sample) -> Skip | None:
+    if sample.images and not plan.sees_images:
+        detail = f"image '{sample.images[0]:.80}'"
+        return Skip(sample.origin, sample.id, "image_without_tower", detail)
+    for path in sample.images:
+        try:
+            _locate_once(path, plan.image_folder, plan.follow_links)
+        except UserError as error:
+            return Skip(sample.origin, sample.id, image_reason(error), error.message)
+    return None
+
+
+@lru_cache(maxsize=2**17)
+def _locate_once(path: str, folder: str, follow_links: bool) -> None:
+    """Look at each file once: several rows often share an image."""
+    locate(path, folder, follow_links=follow_links)
+
+
+def image_reason(error: UserError) -> str:
+    """Return the key of SKIP_REASONS for what `open_image` raised."""
+    reasons = {OutsideFolder: "outside_folder", MissingImage: "missing_image"}
+    return reasons.get(type(error), "broken_image")
+
+
+def _detail(flag: str, plan: Plan, sample: Sample) -> str:
+    if flag == "control_token":
+        found = [plan.codec.control_string(turn.text) for turn in sample.turns]
+        return next(text for text in found if text)
+    if flag == "several_captions":
+        return f"{len(sample.turns) // 2} answers"
+    return f"max_length = {plan.max_length}"
+
+
+def prepare_block(plan: Plan, raw: Sequence[RawRow]) -> Block:
+    """Prepare some rows of a file and pack those that are kept."""
+    outcome = _Outcome()
+    for row in raw:
+        result = prepare_row(plan, row)
+        if isinstance(result, Skip):
+            outcome.skips.append(result)
+            continue
+        sample, rendered = result
+        outcome.mended.update({*sample.mended, *rendered.flags})
+        outcome.rows.append(
+            RowData(row.number, sample.id, sample.images, rendered.input_ids, rendered.labels)
+        )
+    return Block(
+        PackedRows.pack(outcome.rows, plan.token_dtype),
+        outcome.skips,
+        outcome.mended,
+        len(raw),
+        sum(len(row.data) for row in raw),
+    )
+
+
+def prepare_blocks(plan: Plan, rows: Iterable[RawRow], processes: int) -> Iterator[Block]:
+    """Prepare the rows of a file block by block, in their order, in parallel if asked to."""
+    blocks = _blocks_of(rows)
+    if processes < 2:
+        yield from (prepare_block(plan, block) for block in blocks)
+        return
+    # Spawned, not forked: a forked process may inherit locks held by threads of torch or CUDA.
+    context = get_context("spawn")
+    with ProcessPoolExecutor(processes, context, _start_worker, (plan,)) as pool:
+        pending: deque[Future[Block]] = deque()
+        for block in blocks:
+            pending.append(pool.submit(_work, block))
+            if len(pending) > 3 * processes:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def choose_processes(path: str, wanted: int) -> int:
+    """Return how many processes prepare a file: none besides this one for small files."""
+    if not wanted or Path(path).stat().st_size < PARALLEL_BYTES:
+        return 1
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(len(os.sched_getaffinity(0)) // ranks_here, MAX_PROCESSES))
+
+
+def _blocks_of(rows: Iterable[RawRow]) -> Iterator[list[RawRow]]:
+    block: list[RawRow] = []
+    for row in rows:
+        block.append(row)
+        if len(block) == BLOCK_ROWS:
+            yield block
+            block = []
+    if block:
+        yield block
+
+
+_worker_plan: list[Plan] = []
+
+
+def _start_worker(plan: Plan) -> None:
+    _worker_plan.append(plan)
+
+
+def _work(block: list[RawRow]) -> Block:
+    return prepare_block(_worker_plan[0], block)
