@@ -1,0 +1,160 @@
+"""`llava-tools convert SRC DST --to xtuner|llava|hf`: any format to any other.
+
+llava-tools convert work_dirs/run/iter_5198.pth llava-phi3-hf --to hf --verify
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llava_tools import __version__
+from llava_tools.converters.progress import track
+from llava_tools.converters.to_hf import check_hf, write_hf
+from llava_tools.converters.to_llava import check_llava, write_llava
+from llava_tools.converters.to_xtuner import write_xtuner
+from llava_tools.converters.writer import Writer, new_folder, parse_size
+from llava_tools.errors import UserError, did_you_mean
+from llava_tools.model.source import NOTES, Source, open_source
+
+log = logging.getLogger(__name__)
+
+WRITERS: dict[str, Callable[[Source, Writer], None]] = {
+    "xtuner": write_xtuner,
+    "llava": write_llava,
+    "hf": write_hf,
+}
+CHECKS: dict[str, Callable[[Source], None]] = {"llava": check_llava, "hf": check_hf}
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES |= {str(dtype).removeprefix("torch."): dtype for dtype in list(DTYPES.values())}
+
+
+def convert(
+    src: str | Path,
+    dst: str | Path,
+    to: str,
+    config: str | None = None,
+    dtype: str | None = None,
+    max_shard_size: str = "2GB",
+    verify: bool = False,
+    overwrite: bool = False,
+    cfg_options: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Convert a checkpoint or model folder; return what was written.
+
+    `to` is xtuner, llava or hf. `config` is the config of a checkpoint's run, by default the
+    config.py beside it, with `cfg_options` as its overrides. `dtype` is that of all weights (fp16,
+    bf16, fp32); without one, a checkpoint becomes fp16 and a folder keeps its LLM's.
+    `verify` also compares logits with the source's and writes `conversion.json`.
+
+    Raises UserError: an unknown name, a source that is incomplete, a target that exists or cannot
+    hold the model, a full disk, a weight that overflows, a failed comparison. Nothing is written
+    then.
+    """
+    _known("format", to, WRITERS)
+    if dtype not in (None, "auto", "keep"):
+        _known("dtype", str(dtype), DTYPES)
+    parse_size(max_shard_size)
+    source = open_source(src, config, cfg_options)
+    return export(source, dst, to, dtype, max_shard_size, verify=verify, overwrite=overwrite)
+
+
+def export(
+    source: Source,
+    dst: str | Path,
+    to: str,
+    dtype: str | None = None,
+    max_shard_size: str = "2GB",
+    *,
+    verify: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write an opened source, as `convert` does."""
+    start, target = time.monotonic(), Path(dst).expanduser()
+    _known("format", to, WRITERS)
+    if to in CHECKS and not (to == "hf" and source.vision_config is None):
+        CHECKS[to](source)
+    kind = choose_dtype(source, dtype)
+    total = sum(_size(tensor.shape, kind) for tensor in source.tensors.values())
+    sources = [source.path, source.tokenizer_dir]
+    if source.visual_encoder_name and Path(source.visual_encoder_name).is_dir():
+        sources.append(Path(source.visual_encoder_name))
+    with (
+        new_folder(target, overwrite=overwrite, sources=sources, need=total) as folder,
+        track(f"{source.path.name} -> {to}", 2 * total) as advance,
+    ):
+        writer = Writer(folder, target, kind, parse_size(max_shard_size), advance)
+        WRITERS[to](source, writer)
+        writer.compare()
+        writer.json(NOTES, notes(source, to))
+        report = {"path": str(target), "format": to, "dtype": writer.dtype_name, "bytes": total}
+        if verify:
+            from llava_tools.converters.verify import certify
+
+            certificate = certify(source, writer, to)
+            writer.json("conversion.json", certificate)
+            report["verified"] = certificate["passed"]
+    report["seconds"] = round(time.monotonic() - start, 2)
+    log.info(
+        "Wrote '%s' (%s, %s, %.2f GB) in %.1f s.",
+        *(target, to, report["dtype"], total / 1e9, report["seconds"]),
+    )
+    return report
+
+
+def choose_dtype(source: Source, name: str | None) -> torch.dtype:
+    """Return the dtype of an export.
+
+    Checkpoints hold fp32 masters: fp16 keeps three more bits of them than bf16, and is what the
+    published models have. A finished folder keeps what its LLM has, so that nothing is rounded.
+    """
+    if name is not None and name in DTYPES:
+        return DTYPES[name]
+    if source.format == "pth" and name != "keep":
+        return torch.float16
+    sizes: dict[torch.dtype, int] = {}
+    for key, tensor in source.tensors.items():
+        if key.startswith("llm."):
+            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.nbytes
+    kind = max(sizes, key=lambda dtype: sizes[dtype])
+    if kind not in DTYPES.values():
+        raise UserError(
+            f"'{source.path}' holds its LLM in {str(kind).removeprefix('torch.')}.",
+            "Choose the export's dtype with --dtype fp16, bf16 or fp32.",
+        )
+    return kind
+
+
+def notes(source: Source, to: str) -> dict[str, Any]:
+    """Return llava_tools.json: how the model was trained, which no other file says."""
+    return {
+        "format": to,
+        "prompt_template": source.prompt_template,
+        "visual_select_layer": source.visual_select_layer,
+        "pad_image_to_square": source.pad_image_to_square,
+        "visual_encoder": source.visual_encoder_name,
+        "llava_tools_version": __version__,
+    }
+
+
+def without_vision(source: Source) -> Source:
+    """Return the LLM of a source as a text model."""
+    llm = {name: tensor for name, tensor in source.tensors.items() if name.startswith("llm.")}
+    return replace(
+        source, tensors=llm, vision_config=None, projector_config=None, image_processor=None
+    )
+
+
+def _known(what: str, name: str, table: dict[str, Any]) -> None:
+    if name not in table:
+        raise UserError(f"Unknown {what} '{name}'.", did_you_mean(name, table))
+
+
+def _size(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    return int(torch.Size(shape).numel()) * dtype.itemsize

@@ -1,0 +1,1 @@
+"""Code that goes into `projector/` of the xtuner format, for readers that trust remote code."""

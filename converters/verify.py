@@ -1,0 +1,132 @@
+"""Proof of a conversion: logits of the source and of the written folder on one image and prompt.
+
+The folder is read by a reader that knows nothing of our key tables: transformers' own classes. Both
+sides compute in fp32 on the exported values, so that what is compared is the conversion and
+not the rounding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+import transformers
+
+from llava_tools import __version__
+from llava_tools.constants import IMAGE_TOKEN_ID
+from llava_tools.converters.readers import READERS
+from llava_tools.converters.writer import Writer, export_cast
+from llava_tools.errors import UserError
+from llava_tools.model.load import assemble, load_tokenizer
+from llava_tools.model.source import Source
+
+TOLERANCE = 1e-3  # of the largest logit: kernels differ by 1e-6, a wrong layer or key by 0.1
+PROMPT = "What is in the picture? Describe it."
+GREEDY = 8  # tokens
+
+Logits = Callable[[list[int], torch.Tensor], torch.Tensor]
+
+
+@torch.no_grad()
+def certify(source: Source, writer: Writer, to: str) -> dict[str, Any]:
+    """Compare the logits of `source` with those of the folder just written; return the record.
+
+    Raises UserError when they differ by more than the tolerance, or the greedy answers differ.
+    """
+    ids, pixels = fixed_input(source)
+    wanted, answer = _run(source_logits(source, writer.dtype), ids, pixels)
+    found, other = _run(READERS[_reader(source, to)](writer.folder), ids, pixels)
+    columns = min(wanted.shape[-1], found.shape[-1])  # the vocabulary may have grown
+    difference = float((wanted[:, :columns] - found[:, :columns]).abs().max())
+    largest = float(wanted.abs().max())
+    record = {
+        "passed": difference <= TOLERANCE * largest and answer == other,
+        "source": {"path": str(source.path), "format": source.format},
+        "target": {"path": str(writer.target), "format": to, "dtype": writer.dtype_name},
+        "positions": len(wanted),
+        "largest_logit_difference": difference,
+        "largest_logit": largest,
+        "tolerance": TOLERANCE * largest,
+        "greedy_tokens": answer,
+        "greedy_tokens_equal": answer == other,
+        "sha256": file_hashes(writer.folder),
+        "versions": versions(),
+    }
+    if not record["passed"]:
+        raise UserError(
+            f"The logits of '{writer.target}' differ from the source's by {difference:.3g} "
+            f"(largest logit {largest:.3g}; greedy answers equal: {answer == other}).",
+            "Nothing was written. Please report this with the two config.json.",
+        )
+    return record
+
+
+def _reader(source: Source, to: str) -> str:
+    return to if source.vision_config is not None else "text"
+
+
+def fixed_input(source: Source) -> tuple[list[int], torch.Tensor]:
+    """Return ids [S] with one image in them (of a text model none), and pixels [1, 3, H, W]."""
+    tokenizer = load_tokenizer(source.tokenizer_dir)
+    text: list[int] = tokenizer.encode(PROMPT, add_special_tokens=False)
+    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    if source.vision_config is None:
+        return [*start, *text], torch.empty(0)
+    side = source.vision_config["image_size"]
+    waves = torch.linspace(0, 6.28, side)
+    pixels = torch.stack([torch.sin(k * waves)[:, None] * torch.cos(waves) for k in (1, 2, 3)])
+    return [*start, IMAGE_TOKEN_ID, *text], pixels[None]
+
+
+def source_logits(source: Source, dtype: torch.dtype) -> Logits:
+    """Return our model of the source, with the weights as exported, in fp32."""
+    exported = {name: export_cast(name, t, dtype) for name, t in source.tensors.items()}
+    model = assemble(replace(source, tensors=exported), torch.float32).eval()
+
+    def logits(ids: list[int], pixels: torch.Tensor) -> torch.Tensor:
+        batch = torch.tensor([ids])
+        output = model(batch, torch.ones_like(batch, dtype=torch.bool), pixels)
+        result: torch.Tensor = output.logits[0]
+        return result
+
+    return logits
+
+
+def _run(logits: Logits, ids: list[int], pixels: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
+    """Return the logits [T, V] of the prompt, and the greedy answer."""
+    first = logits(ids, pixels)
+    answer: list[int] = []
+    last = first
+    for _ in range(GREEDY):
+        answer.append(int(last[-1].argmax()))
+        last = logits([*ids, *answer], pixels)
+    return first, answer
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file in a folder."""
+    hashes = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            digest = hashlib.sha256()
+            while block := file.read(1 << 22):
+                digest.update(block)
+        hashes[str(path.relative_to(folder))] = digest.hexdigest()
+    return hashes
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what took part."""
+    return {
+        "llava_tools": __version__,
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+        "safetensors": safetensors.__version__,
+        "python": platform.python_version(),
+    }
