@@ -228,7 +228,16 @@ def check_skipped(skips: Sequence[Skip], rows: int, max_skipped: float) -> None:
     )
 
 
-def write_skipped(path: str | Path, skips: Sequence[Skip], *, append: bool = False) -> None:
+def write_skipped(path: str | Path, skips: Sequence[Skip]) -> None:
     """Write the skipped rows as JSON lines: origin, id, reason, detail."""
-    with Path(path).open("ab" if append else "wb") as file:
-        file.writelines(orjson.dumps(skip) + b"\n" for skip in skips)
+    Path(path).write_bytes(_as_lines(skips))
+
+
+def append_skipped(path: str | Path, skips: Sequence[Skip]) -> None:
+    """Add skipped rows to the file, in one write: several ranks may do so at a time."""
+    with Path(path).open("ab", buffering=0) as file:
+        file.write(_as_lines(skips))
+
+
+def _as_lines(skips: Sequence[Skip]) -> bytes:
+    return b"".join(orjson.dumps(skip) + b"\n" for skip in skips)
