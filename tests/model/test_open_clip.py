@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from llava_tools.data.images import ImageProcessor
 from llava_tools.errors import UserError
 from llava_tools.model.open_clip import is_open_clip, load_open_clip, read_preprocessor_config
 from llava_tools.model.vision import load_visual_encoder
@@ -117,8 +118,6 @@ def test_preprocessing_equals_open_clip(
     settings = open_clip.transform.PreprocessCfg(**theirs(folder).visual.preprocess_cfg)
     image = Image.effect_noise(size, 90).convert("RGB")
     expected = open_clip.transform.image_transform_v2(settings, is_train=False)(image)
-    from llava_tools.data.images import ImageProcessor
-
     processor = ImageProcessor.from_dict(load_open_clip(folder)[1])
     torch.testing.assert_close(processor(image, False), expected, rtol=0, atol=1e-5)
 

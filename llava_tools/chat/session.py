@@ -1,0 +1,196 @@
+"""A conversation with a model: turns, their images, and answers that come piece by piece."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from PIL import Image
+
+from llava_tools.chat.stream import OnTokens, TextStream, TokenStream
+from llava_tools.constants import IMAGE_TOKEN
+from llava_tools.data.codec import codec_of
+from llava_tools.data.formats import image_first
+from llava_tools.data.render import render_prompt
+from llava_tools.data.sample import Turn
+from llava_tools.errors import UserError
+from llava_tools.model.generate import GenerationSettings, generate
+from llava_tools.model.load import Assistant
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer. `finish` is stop, length (cut at max_new_tokens) or interrupted."""
+
+    text: str
+    prompt_ids: list[int]
+    token_ids: list[int]
+    seconds: float
+    finish: str
+
+
+@dataclass(frozen=True)
+class _Exchange:
+    question: Turn
+    features: torch.Tensor | None  # [k, P, D] of the images in the question
+    answer: Turn
+
+
+@dataclass(frozen=True)
+class _Request:
+    question: Turn
+    features: torch.Tensor | None
+    prompt: list[int]
+    seen: torch.Tensor | None  # [k, P, D] of all images in the prompt
+    settings: GenerationSettings
+
+
+class Session:
+    """A conversation that remembers its turns; the system text stands before the first.
+
+    Images belong to questions. Those given to `show` stand in the first question, and again in
+    the first one after every `reset`. An image goes through the vision tower once.
+    """
+
+    def __init__(
+        self,
+        assistant: Assistant,
+        settings: GenerationSettings | None = None,
+        system: str | None = None,
+    ) -> None:
+        self.assistant = assistant
+        self.settings = settings or GenerationSettings()
+        self.system = system
+        self.last: Reply | None = None
+        self._shown: torch.Tensor | None = None
+        self._history: list[_Exchange] = []
+
+    @property
+    def turns(self) -> list[Turn]:
+        """The conversation so far, as training renders it."""
+        said = [turn for e in self._history for turn in (e.question, e.answer)]
+        return [Turn("system", self.system), *said] if self.system else said
+
+    def show(self, images: Sequence[Image.Image]) -> None:
+        """Start a new conversation about these images (none: without an image).
+
+        Raises UserError for images when the model has no vision tower.
+        """
+        self._shown = self._encode(images)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all turns; the images of `show` and the system text stay."""
+        self._history.clear()
+        self.last = None
+
+    def ask(self, text: str, images: Sequence[Image.Image] = ()) -> Generator[str, None, None]:
+        """Return the answer in pieces that can be shown at once; `last` holds it afterwards.
+
+        The images stand in front of the question, as in training. A conversation that the caller
+        leaves early goes on from what was shown.
+
+        Raises UserError: nothing asked, `<image>` in a text without images, a control token of
+        the tokenizer in a text, a conversation longer than the model reads.
+        """
+        if not text.strip():
+            raise UserError("The question is empty.", "Ask something, for example: What is this?")
+        self._check(text)
+        given = [] if self._history or self._shown is None else [self._shown]
+        if (added := self._encode(images)) is not None:
+            given.append(added)
+        features = torch.cat(given) if given else None
+        question = Turn("user", _place_images(text, 0 if features is None else len(features)))
+        return self._answer(self._request(question, features))
+
+    def _check(self, text: str) -> None:
+        """Refuse texts that would change the shape of the prompt; training skips such rows."""
+        codec = codec_of(self.assistant.tokenizer)
+        for what, words in (("question", text), ("system text", self.system or "")):
+            if control := codec.control_string(words):
+                raise UserError(
+                    f"The {what} contains '{control}', a control token of this model.",
+                    "Write it in another way, for example with a space in it.",
+                )
+        if IMAGE_TOKEN in (self.system or ""):
+            raise UserError(
+                f"The system text contains {IMAGE_TOKEN}.", "Give images with a question."
+            )
+
+    def _encode(self, images: Sequence[Image.Image]) -> torch.Tensor | None:
+        """Return the features [k, P, D] of images, None when there are none."""
+        if not images:
+            return None
+        return self.assistant.encode(self.assistant.pixels(list(images)))
+
+    def _request(self, question: Turn, features: torch.Tensor | None) -> _Request:
+        """Render the conversation with a new question, and see that the model can read it."""
+        earlier = [e.features for e in self._history]
+        images = [f for f in (*earlier, features) if f is not None]
+        prompt = render_prompt(
+            [*self.turns, question], self.assistant.template, self.assistant.tokenizer
+        )
+        seen = torch.cat(images) if images else None
+        length = len(prompt) + (0 if seen is None else seen.shape[0] * (seen.shape[1] - 1))
+        settings = self.settings
+        reach = getattr(self.assistant.model.llm.config, "max_position_embeddings", None)
+        if reach is not None:
+            if length >= reach:
+                raise UserError(
+                    f"The conversation is {length} tokens long; this model reads {reach}.",
+                    "Start a new one (/reset), or ask a shorter question.",
+                )
+            room = min(settings.max_new_tokens, reach - length)
+            settings = replace(settings, max_new_tokens=room)
+        return _Request(question, features, prompt, seen, settings)
+
+    def _answer(self, request: _Request) -> Generator[str, None, None]:
+        settings, started = request.settings, time.perf_counter()
+        stream = TokenStream(partial(_generate, self.assistant, request))
+        words = (*self.assistant.template.stop_words, *settings.stop_words)
+        text = TextStream(self.assistant.tokenizer, words)
+
+        def remember(finish: str) -> None:
+            seconds = time.perf_counter() - started
+            self.last = Reply(text.shown, request.prompt, stream.ids, seconds, finish)
+            if text.shown or finish != "interrupted":
+                turn = Turn("assistant", text.shown)
+                self._history.append(_Exchange(request.question, request.features, turn))
+
+        try:
+            with closing(iter(stream)) as tokens:
+                for token in tokens:
+                    if piece := text.push(token):
+                        yield piece
+        except (KeyboardInterrupt, GeneratorExit):
+            remember("interrupted")
+            raise
+        rest = text.finish()
+        remember("length" if len(stream.ids) >= settings.max_new_tokens else "stop")
+        if rest:
+            yield rest
+
+
+def _generate(assistant: Assistant, request: _Request, on_tokens: OnTokens) -> list[list[int]]:
+    return generate(
+        assistant,
+        [request.prompt],
+        settings=request.settings,
+        features=[request.seen],
+        on_tokens=on_tokens,
+    )
+
+
+def _place_images(text: str, count: int) -> str:
+    """Put one `<image>` an image in front of the question, where training data has them."""
+    marks = text.count(IMAGE_TOKEN)
+    if marks not in (0, count):
+        raise UserError(
+            f"The question has {marks} {IMAGE_TOKEN}, and {count} new image(s) belong to it.",
+            f"Leave {IMAGE_TOKEN} out; it is put in front of the question by itself.",
+        )
+    return image_first(text if marks else IMAGE_TOKEN * count + text)

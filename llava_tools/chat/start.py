@@ -1,0 +1,109 @@
+"""What a conversation starts with: a model, in one folder or in parts, and image files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from PIL import Image
+
+from llava_tools.chat.session import Session
+from llava_tools.data.images import open_image
+from llava_tools.errors import UserError
+from llava_tools.model.assembly import Source, read_notes
+from llava_tools.model.generate import GenerationSettings
+from llava_tools.model.load import build_assistant
+from llava_tools.model.parts import resolve_folder
+from llava_tools.model.source import open_parts, open_source
+
+ADAPTERS = ("llm_adapter", "visual_encoder_adapter")
+
+
+def open_session(
+    model: str,
+    *,
+    llava: str | None = None,
+    visual_encoder: str | None = None,
+    visual_select_layer: int | None = None,
+    config: str | None = None,
+    template: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    system: str | None = None,
+    settings: GenerationSettings | None = None,
+) -> Session:
+    """Load a model and start a conversation with it.
+
+    `model` is a finished model of any format; with `llava`, a language model whose projector (and
+    vision tower, unless `visual_encoder` names one) lie in that folder, as XTuner keeps them.
+    `config` is the config of the run, for a checkpoint that has none beside it.
+
+    Raises UserError when something is missing or does not fit together.
+    """
+    if llava is not None and Path(llava) != Path(model):
+        source = _open_parts(model, llava, visual_encoder)
+    elif visual_encoder is not None:
+        raise UserError(
+            f"--visual-encoder {visual_encoder} has no use: '{model}' is a complete model.",
+            "Leave it out, or give the folder of the projector with --llava.",
+        )
+    else:
+        source = open_source(model, config)
+    if visual_select_layer is not None:
+        source = _with_layer(source, visual_select_layer)
+    assistant = build_assistant(source, template=template, dtype=dtype, device=device)
+    return Session(assistant, settings, system)
+
+
+def _open_parts(llm: str, llava: str, visual_encoder: str | None) -> Source:
+    folder = resolve_folder(llava)
+    own = folder / "visual_encoder"
+    if adapter := next((name for name in ADAPTERS if (folder / name).is_dir()), None):
+        raise UserError(
+            f"'{llava}' has a LoRA adapter ({adapter}), which chat cannot use yet.",
+            "Merge the adapter into its model first, and chat with the result.",
+        )
+    if own.is_dir() == (visual_encoder is not None):
+        problem = "has a vision tower of its own" if own.is_dir() else "has no vision tower"
+        raise UserError(
+            f"'{llava}' {problem}.",
+            f"{'Leave out' if own.is_dir() else 'Name the one it was trained with by'} "
+            "--visual-encoder.",
+        )
+    source = open_parts(llm, visual_encoder or own, folder / "projector")
+    notes = read_notes(folder)
+    return replace(
+        source,
+        prompt_template=notes.get("prompt_template"),
+        visual_select_layer=int(notes.get("visual_select_layer", source.visual_select_layer)),
+        pad_image_to_square=bool(notes.get("pad_image_to_square", source.pad_image_to_square)),
+    )
+
+
+def _with_layer(source: Source, layer: int) -> Source:
+    if source.vision_config is None:
+        raise UserError(f"'{source.path}' has no vision tower.", "Leave out --visual-select-layer.")
+    layers = int(source.vision_config["num_hidden_layers"])
+    if not -layers - 1 <= layer <= layers:
+        raise UserError(
+            f"--visual-select-layer {layer}: the vision tower of '{source.path}' has {layers} "
+            "layers.",
+            f"Choose from {-layers - 1} to {layers}; LLaVA uses -2.",
+        )
+    return replace(source, visual_select_layer=layer)
+
+
+def open_pictures(paths: Sequence[str]) -> list[Image.Image]:
+    """Open image files for a question.
+
+    Raises UserError for a file that is missing or no image, and for a URL.
+    """
+    for path in paths:
+        if re.match("https?://", path):
+            raise UserError(
+                f"'{path}' is a URL; chat opens image files only.",
+                "Download it first, for example: curl -O URL",
+            )
+    return [open_image(str(Path(path).expanduser())) for path in paths]
