@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llava_tools.cli import chat, configs, convert, inspect, quickstart, train
+from llava_tools.cli import chat, configs, convert, evaluate, inspect, quickstart, train
 from llava_tools.cli.grammar import Group, hyphens
 
 Table = dict[str, Callable[..., Any]]
@@ -18,6 +18,7 @@ COMMANDS: Table = {
     "convert": convert.convert,
     "inspect": inspect.inspect,
     "chat": chat.chat,
+    "eval": evaluate.evaluate,
 }
 GROUPS: dict[str, tuple[str, Table]] = {
     "config": (
@@ -30,12 +31,16 @@ GROUPS: dict[str, tuple[str, Table]] = {
         },
     ),
 }
-# Other names of the same functions: XTuner's, and parts of a command.
-ALIASES: Table = {
-    "list-cfg": configs.list_recipes,
-    "copy-cfg": configs.copy,
+# Second words of a command; its epilog names them.
+HIDDEN: Table = {
+    "convert pth-to-hf": convert.pth_to_hf,
+    "convert phi-to-llama": convert.phi_to_llama,
+    "convert xtuner-to-llava": convert.xtuner_to_llava,
+    "convert xtuner-to-hf": convert.xtuner_to_hf,
+    "eval score": evaluate.score,
+    "eval report": evaluate.report,
 }
-EPILOGS = {"convert": convert.ALIASES}
+EPILOGS = {"convert": convert.EPILOG, "eval": evaluate.EPILOG}
 
 
 def command() -> Any:
@@ -54,7 +59,7 @@ def command() -> Any:
         for member, function in members.items():
             group.command(member)(function)
         app.add_typer(group, name=name)
-    for name, function in ALIASES.items():
+    for name, function in HIDDEN.items():
         app.command(name, hidden=True)(function)
     return typer.main.get_command(app)
 

@@ -6,7 +6,18 @@ from typing import Annotated
 
 from typer import Option
 
-from llava_tools.cli.options import Device, Dtype, Json, ModelArgument, PromptTemplate
+from llava_tools.cli.options import (
+    Device,
+    Dtype,
+    Json,
+    Layer,
+    Llava,
+    ModelArgument,
+    PromptTemplate,
+    RunConfig,
+    StopWords,
+    Tower,
+)
 from llava_tools.errors import UserError
 
 Image = Annotated[
@@ -14,21 +25,12 @@ Image = Annotated[
 ]
 Prompt = Annotated[str | None, Option(help="Answer this once instead of a dialogue.")]
 System = Annotated[str | None, Option(help="System text.")]
-MaxNewTokens = Annotated[int, Option(min=1, help="Longest answer.")]
+MaxNewTokens = Annotated[int, Option(min=1, help="Longest answer, in tokens.")]
 Temperature = Annotated[float, Option(min=0, help="0 always takes the likeliest token.")]
 TopP = Annotated[float, Option(min=0, max=1, help="Sample from this share.")]
 TopK = Annotated[int, Option(min=0, help="Sample from so many tokens; 0: all.")]
 Penalty = Annotated[float, Option(help="Above 1 repeats less.")]
 Seed = Annotated[int, Option(help="Seed of the sampling.")]
-StopWords = Annotated[
-    list[str] | None, Option(metavar="TEXT", help="More texts that end an answer.")
-]
-Llava = Annotated[
-    str | None, Option(help="Folder of projector (and tower), when MODEL is the LLM alone.")
-]
-Tower = Annotated[str | None, Option(help="The tower, if it is not in --llava.")]
-Layer = Annotated[int | None, Option(help="Layer of the tower. Default: the model's, or -2.")]
-Config = Annotated[str | None, Option(help="Config of the run, for a checkpoint without one.")]
 
 
 def chat(
@@ -49,7 +51,7 @@ def chat(
     llava: Llava = None,
     visual_encoder: Tower = None,
     visual_select_layer: Layer = None,
-    config: Config = None,
+    config: RunConfig = None,
     as_json: Json = False,
 ) -> None:
     """Talk with a model about images, or answer one --prompt.

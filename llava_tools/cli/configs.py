@@ -1,4 +1,4 @@
-"""`llava-tools config list|show|copy|diff`, and XTuner's `list-cfg` and `copy-cfg`."""
+"""`llava-tools config list|show|copy|diff`, also known as `list-cfg` and `copy-cfg`."""
 
 from __future__ import annotations
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from typer import Argument, Option
+from typer import Argument, Option, echo
 
-from llava_tools.cli.options import CfgOptions
+from llava_tools.cli.options import CfgOptions, ConfigArgument, Json
 
-ALIASES = "XTuner's: convert pth_to_hf, phi_to_llama, xtuner_to_llava, xtuner_to_hf (see --help)."
+EPILOG = "As in XTuner: convert pth_to_hf, phi_to_llama, xtuner_to_llava, xtuner_to_hf."
 
 Source = Annotated[str, Argument(metavar="SRC", help="iter_N.pth (file or folder) or a model.")]
 Target = Annotated[Path, Argument(metavar="DST", help="A new folder.")]
-ShardSize = Annotated[str, Option(help="Largest size of one weight file, e.g. 2GB.")]
-TextModel = Annotated[str, Option(help="The LLM of the result: a Llama folder.")]
-VisionModel = Annotated[str, Option(help="The vision tower: a CLIP or SigLIP folder.")]
-ProjectorWeight = Annotated[str, Option(help="The projector's weights: a .safetensors file.")]
+ShardSize = Annotated[str, Option(help="Largest size of one weight file.")]
+Overwrite = Annotated[bool, Option("--overwrite", help="Replace the target if it exists.")]
+Safe = Annotated[bool, Option("--safe-serialization", help="Always on: we write safetensors.")]
+TextModel = Annotated[str, Option(help="The LLM: a folder or hub id.")]
+VisionModel = Annotated[str, Option(help="The vision tower: a folder or hub id.")]
+ProjectorWeight = Annotated[str, Option(help="The projector's weights (.safetensors or .bin).")]
 SavePath = Annotated[Path, Option(help="A new folder.")]
 
 
@@ -27,19 +30,23 @@ def convert(
     config: Annotated[
         str | None, Option(help="The config of SRC. Default: config.py beside the checkpoint.")
     ] = None,
-    dtype: Annotated[str, Option(help="fp16, bf16, fp32, or keep.")] = "fp16",
+    dtype: Annotated[
+        str | None,
+        Option(help="fp16, bf16 or fp32. Default: fp16 from a checkpoint, else as in SRC."),
+    ] = None,
     max_shard_size: ShardSize = "2GB",
     verify: Annotated[bool, Option("--verify", help="Also compare logits with SRC.")] = False,
-    overwrite: Annotated[bool, Option("--overwrite", help="Replace DST.")] = False,
+    overwrite: Overwrite = False,
     cfg_options: CfgOptions = None,
+    as_json: Json = False,
 ) -> None:
     """Convert a checkpoint or a model to another format."""
     from llava_tools.converters.convert import convert as run
 
-    run(
+    report = run(
         src,
         dst,
-        to=to,
+        to,
         config=config,
         dtype=dtype,
         max_shard_size=max_shard_size,
@@ -47,3 +54,70 @@ def convert(
         overwrite=overwrite,
         cfg_options=cfg_options or [],
     )
+    _show(report, as_json)
+
+
+def pth_to_hf(
+    config: ConfigArgument,
+    pth: Source,
+    dst: Target,
+    save_format: Annotated[str, Option(help="xtuner, official or huggingface.")] = "xtuner",
+    fp32: Annotated[bool, Option("--fp32", help="Write fp32 instead of fp16.")] = False,
+    max_shard_size: ShardSize = "2GB",
+    safe_serialization: Safe = True,
+    overwrite: Overwrite = False,
+    cfg_options: CfgOptions = None,
+) -> None:
+    """Convert a training checkpoint to a model folder."""
+    from llava_tools.converters import aliases
+
+    changes = cfg_options or []
+    _show(
+        aliases.pth_to_hf(config, pth, dst, save_format, fp32, max_shard_size, changes, overwrite)
+    )
+
+
+def phi_to_llama(
+    phi_path: Annotated[str, Option(help="A Phi-3 folder.")],
+    save_path: SavePath,
+    max_shard_size: ShardSize = "2GB",
+    overwrite: Overwrite = False,
+) -> None:
+    """Write the LLM of a Phi-3 folder as a Llama."""
+    from llava_tools.converters import aliases
+
+    _show(aliases.phi_to_llama(phi_path, save_path, max_shard_size, overwrite))
+
+
+def xtuner_to_llava(
+    text_model_id: TextModel,
+    vision_model_id: VisionModel,
+    projector_weight: ProjectorWeight,
+    save_path: SavePath,
+    max_shard_size: ShardSize = "2GB",
+    overwrite: Overwrite = False,
+) -> None:
+    """Put LLM, vision tower and projector together as one official LLaVA folder."""
+    from llava_tools.converters import aliases
+
+    parts = (text_model_id, vision_model_id, projector_weight)
+    _show(aliases.xtuner_to_llava(*parts, save_path, max_shard_size, overwrite))
+
+
+def xtuner_to_hf(
+    text_model_id: TextModel,
+    vision_model_id: VisionModel,
+    projector_weight: ProjectorWeight,
+    save_path: SavePath,
+    max_shard_size: ShardSize = "2GB",
+    overwrite: Overwrite = False,
+) -> None:
+    """Put LLM, vision tower and projector together as one transformers folder."""
+    from llava_tools.converters import aliases
+
+    parts = (text_model_id, vision_model_id, projector_weight)
+    _show(aliases.xtuner_to_hf(*parts, save_path, max_shard_size, overwrite))
+
+
+def _show(report: dict[str, Any], as_json: bool = False) -> None:
+    echo(json.dumps(report, ensure_ascii=False) if as_json else report["path"])

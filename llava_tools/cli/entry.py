@@ -14,7 +14,6 @@ from typing import NoReturn
 from llava_tools.errors import UserError, nearest
 
 NAME = "llava-tools"
-WORDS = {"help": "--help", "version": "--version"}  # XTuner has them as commands
 # What a user can mend although it comes out of the operating system.
 SYSTEM_ERRORS = {
     errno.ENOSPC: "Free some space, or write to another disk.",
@@ -58,9 +57,10 @@ def _invoke(arguments: list[str]) -> int:
 
     from llava_tools.cli.app import command
 
-    if len(arguments) < 2:
-        first = arguments[0] if arguments else "help"
-        arguments = [WORDS.get(first, first)]
+    if arguments[:1] in ([], ["help"]):
+        arguments = [*arguments[1:], "--help"]
+    elif arguments == ["version"]:
+        arguments = ["--version"]
     try:
         with command().make_context(NAME, arguments) as context:
             result = context.command.invoke(context)

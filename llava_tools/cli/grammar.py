@@ -15,6 +15,13 @@ from typer.core import TyperGroup
 
 from llava_tools.errors import UserError, did_you_mean
 
+# XTuner's names -> ours.
+ALIASES = {
+    "list-cfg": "config list",
+    "copy-cfg": "config copy",
+    "log-dataset": "data show",
+    "mmbench": "eval mmbench",
+}
 PAIRS = "cfg_options"  # takes KEY=VALUE words only
 BARE = {"resume": "auto"}  # option -> its value when none is given
 
@@ -27,8 +34,17 @@ def hyphens(name: str) -> str:
 class Group(TyperGroup):
     """A group of commands that knows names of two words and proposes the nearest name."""
 
+    def get_help_option(self, ctx: Any) -> Any:
+        """Return the --help option; False by default, as typer loads pydantic to check a None."""
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.default = False
+        return option
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return (name, command, its arguments). Raises UserError for an unknown command."""
+        alias = ALIASES.get(hyphens(args[0])) if ctx.parent is None else None
+        args = [*alias.split(), *args[1:]] if alias else args
         for words in (2, 1):
             name = hyphens(" ".join(args[:words]))
             command = self.commands.get(name)
@@ -36,7 +52,8 @@ class Group(TyperGroup):
                 rest = args[words:]
                 return name, command, rest if isinstance(command, Group) else spread(rest, command)
         path = ctx.command_path
-        known = [name for name in self.commands if " " not in name]
+        known = {name for name in self.commands if " " not in name}
+        known |= set() if ctx.parent else set(ALIASES)
         raise UserError(f"{path} has no command '{args[0]}'.", did_you_mean(args[0], known))
 
 

@@ -6,16 +6,16 @@ import json
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from typer import Argument, Option, echo
+from typer import Argument, echo
 
-from llava_tools.cli.options import Json
+from llava_tools.cli.options import Json, RunConfig
 
 TABLES = ("parts", "trained")  # of the report: a row for each part of the model
 
 
 def inspect(
     path: Annotated[str, Argument(help="A checkpoint or a model folder.")],
-    config: Annotated[str | None, Option(help="Config of the run, for a checkpoint.")] = None,
+    config: RunConfig = None,
     as_json: Json = False,
 ) -> None:
     """Tell what lies at a path: format, parts, sizes, dtypes, template."""

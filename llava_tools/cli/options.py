@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 from typer import Argument, Option
@@ -13,9 +12,8 @@ CfgOptions = Annotated[
     Option(metavar="KEY=VALUE", help="Change settings: lr=1e-4 datasets.0.data_path=x.json"),
 ]
 ModelArgument = Annotated[
-    str, Argument(help="A finished model: an xtuner, llava or hf folder (the format is detected).")
+    str, Argument(help="An xtuner, llava or hf folder, or a checkpoint (the format is detected).")
 ]
-WorkDir = Annotated[Path | None, Option(help="Where to write.")]
 PromptTemplate = Annotated[
     str | None, Option(help="Chat format, e.g. phi3_chat. Default: what the model folder says.")
 ]
@@ -25,3 +23,13 @@ Dtype = Annotated[
     Option("--dtype", "--torch-dtype", help="auto, fp16, bf16 or fp32. auto: fp32 on a CPU."),
 ]
 Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1, ...")]
+RunConfig = Annotated[str | None, Option(help="Config of the run, for a checkpoint without one.")]
+StopWords = Annotated[
+    list[str] | None, Option(metavar="TEXT", help="More texts that end an answer.")
+]
+# The model in parts, as XTuner's chat and mmbench take it.
+Llava = Annotated[
+    str | None, Option(help="Folder of projector (and tower), when MODEL is the LLM alone.")
+]
+Tower = Annotated[str | None, Option(help="The tower, if it is not in --llava.")]
+Layer = Annotated[int | None, Option(help="Layer of the tower. Default: the model's, or -2.")]

@@ -1,0 +1,116 @@
+"""`llava-tools eval BENCHMARK MODEL`, `eval score` and `eval report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from llava_tools.cli.options import (
+    Device,
+    Dtype,
+    Json,
+    Layer,
+    Llava,
+    ModelArgument,
+    PromptTemplate,
+    RunConfig,
+    StopWords,
+    Tower,
+)
+
+EPILOG = "Also: eval score BENCHMARK PREDICTIONS (no model needed), eval report DIR..."
+
+BenchmarkArgument = Annotated[str, Argument(help="mmbench.")]
+DataPath = Annotated[Path, Option(help="The benchmark's file, e.g. MMBench_DEV_EN.tsv.")]
+Protocol = Annotated[str, Option(help="Whose rules score: vlmevalkit, xtuner, ...")]
+WorkDir = Annotated[
+    Path | None, Option(help="Where to write. Default: ./work_dirs/<model>/<name of the data>.")
+]
+BatchSize = Annotated[int, Option(min=1, help="Rows at a time; the answers stay the same.")]
+MaxNewTokens = Annotated[int | None, Option(help="Longest answer. Default: the benchmark's.")]
+Blank = Annotated[bool, Option("--blank-images", help="Show grey pictures: does it look at all?")]
+
+
+def evaluate(
+    benchmark: BenchmarkArgument,
+    model: ModelArgument,
+    data_path: DataPath,
+    work_dir: WorkDir = None,
+    protocol: Protocol = "vlmevalkit",
+    batch_size: BatchSize = 16,
+    max_new_tokens: MaxNewTokens = None,
+    stop_words: StopWords = None,
+    prompt_template: PromptTemplate = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    config: RunConfig = None,
+    llava: Llava = None,
+    visual_encoder: Tower = None,
+    visual_select_layer: Layer = None,
+    blank_images: Blank = False,
+    as_json: Json = False,
+) -> None:
+    """Answer a benchmark with a model and score the answers. A killed run goes on where it was."""
+    from llava_tools.eval import run, show
+
+    assistant = None
+    if (llava, visual_encoder, visual_select_layer) != (None, None, None):
+        from llava_tools.chat.start import open_session
+
+        assistant = open_session(
+            model,
+            llava=llava,
+            visual_encoder=visual_encoder,
+            visual_select_layer=visual_select_layer,
+            config=config,
+            template=prompt_template,
+            dtype=dtype,
+            device=device,
+        ).assistant
+    report = run.evaluate(
+        benchmark,
+        model,
+        data_path,
+        work_dir,
+        protocol=protocol,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        stop_words=stop_words or [],
+        prompt_template=prompt_template,
+        dtype=dtype,
+        device=device,
+        config=config,
+        blank_images=blank_images,
+        assistant=assistant,
+    )
+    show.show(report, as_json=as_json)
+
+
+def score(
+    benchmark: BenchmarkArgument,
+    predictions: Annotated[
+        Path, Argument(help="predictions.jsonl, or a result sheet of XTuner or VLMEvalKit.")
+    ],
+    data_path: DataPath,
+    work_dir: Annotated[Path | None, Option(help="Where to write. Default: nowhere.")] = None,
+    protocol: Protocol = "vlmevalkit",
+    as_json: Json = False,
+) -> None:
+    """Score answers that are there already, without a model."""
+    from llava_tools.eval import report, show
+
+    show.show(
+        report.score_file(benchmark, predictions, data_path, protocol, work_dir), as_json=as_json
+    )
+
+
+def report(
+    folders: Annotated[list[Path], Argument(metavar="DIR...", help="Work dirs of evaluations.")],
+    as_json: Json = False,
+) -> None:
+    """Print the results of several evaluations side by side."""
+    from llava_tools.eval import report, show
+
+    show.show_all([report.load_report(folder) for folder in folders], as_json=as_json)
