@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 from PIL import Image
 
-from llava_tools.constants import IMAGE_TOKEN_ID
 from llava_tools.data.images import decode_image
 from llava_tools.data.render import render_prompt
 from llava_tools.data.sample import Turn
@@ -46,8 +45,6 @@ def answer_all(
     """
     turns = [[Turn("user", question.prompt)] for question in questions]
     prompts = [render_prompt(t, assistant.template, assistant.tokenizer) for t in turns]
-    for question, prompt in zip(questions, prompts, strict=True):
-        _check_images(assistant, question, prompt)
     batches = plan(questions, [len(prompt) for prompt in prompts], batch_size)
     planned = [[questions[i] for i in batch] for batch in batches]
     with Features(assistant, table, planned, blank_images) as features:
@@ -60,16 +57,6 @@ def answer_all(
                 Answer(question.index, answer_text(assistant, row, settings), len(row))
                 for question, row in zip(members, ids, strict=True)
             ]
-
-
-def _check_images(assistant: Assistant, question: Question, prompt: Prompt) -> None:
-    """Refuse what would shift one row's pictures into the next row of the batch."""
-    if prompt.count(IMAGE_TOKEN_ID) != len(question.pictures):
-        raise UserError(
-            f"{question.row.where}: the template '{assistant.template.name}' keeps "
-            f"{prompt.count(IMAGE_TOKEN_ID)} of {len(question.pictures)} images.",
-            "Give another --prompt-template.",
-        )
 
 
 def plan(questions: Sequence[Question], lengths: Sequence[int], batch_size: int) -> list[list[int]]:

@@ -13,6 +13,7 @@ from rich.table import Table
 from llava_tools.eval.report import Report
 
 METRICS = {"circular": "Circular %", "vanilla": "Vanilla %"}
+ALWAYS_COUNTED = ("undecided", "missing")
 
 
 def show(report: Report, *, as_json: bool = False) -> None:
@@ -53,7 +54,9 @@ def show_all(reports: Sequence[Report], *, as_json: bool = False) -> None:
 def footnotes(report: Report) -> list[str]:
     """Return the lines that say what a number rests on."""
     counts = ", ".join(
-        f"{key.replace('_', ' ')} {value}" for key, value in report["counts"].items()
+        f"{key.replace('_', ' ')} {value}"
+        for key, value in report["counts"].items()
+        if value or key in ALWAYS_COUNTED
     )
     lines = [
         f"Protocol {report['protocol']}; data {_data_name(report)}, md5 {report['data']['md5']}.",
