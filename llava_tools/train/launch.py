@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import random
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from llava_tools.errors import UserError
 log = logging.getLogger(__name__)
 
 LAUNCHERS = ("none", "pytorch", "slurm")
+USER_ERROR_CODE = 2
 DEFAULT_DEEPSPEED = "deepspeed_zero2"  # several processes need an engine that knows of them
 
 
@@ -49,7 +53,8 @@ def launch(
         return _torchrun(torchrun_arguments(os.environ), arguments)
     if launcher == "slurm":
         os.environ.update(slurm_variables(os.environ))
-    return _run_here(settings, folder, deepspeed, resume)
+    with _errors_to_launcher():
+        return _run_here(settings, folder, deepspeed, resume)
 
 
 def _run_here(settings: Settings, folder: Path, deepspeed: str | None, resume: str | None) -> int:
@@ -117,8 +122,23 @@ def _torchrun(own: list[str], arguments: list[str]) -> int:
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         code: int = failure.exitcode
+        if code == USER_ERROR_CODE and os.path.isfile(failure.error_file):
+            raise UserError(*failure.message.split("\n", 1)) from error
         return code if code >= 0 else 128 - code
     return 0
+
+
+@contextmanager
+def _errors_to_launcher() -> Iterator[None]:
+    """Hand a UserError to torchrun in its own way: it is told once then, not by every rank."""
+    try:
+        yield
+    except UserError as error:
+        file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+        if not file:
+            raise
+        Path(file).write_text(json.dumps({"message": str(error), "timestamp": int(time.time())}))
+        raise SystemExit(USER_ERROR_CODE) from error
 
 
 def threads_per_process(environ: Mapping[str, str]) -> int:

@@ -158,9 +158,11 @@ def _show_header(run: Run) -> None:
     console.print(table)
     rows = settings.batch_size * settings.accumulative_counts * world_size
     micro_batches, steps = iterations(settings, len(run.dataset), world_size)
-    console.print(
-        f"{len(run.dataset):,} rows, {len(run.dataset.skipped):,} skipped; {settings.max_epochs} "
-        f"epoch(s) of {rows} rows a step = {steps:,} steps (iter_{micro_batches}.pth at the end); "
+    lines = [
+        *run.dataset.summary().lines(),
+        f"{settings.max_epochs} epoch(s), {rows} rows a step: {steps:,} steps, "
+        f"iter_{micro_batches}.pth at the end",
         f"{world_size} process(es) on {run.engine.device.type}, {settings.dtype}",
-        highlight=False,
-    )
+    ]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)

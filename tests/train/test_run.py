@@ -61,7 +61,7 @@ def test_micro_batch_reduction_is_the_mean_of_means(parts: Path, tmp_path: Path)
     )
     singles = run(tmp_path / "c", parts, batch_size=1, lr=1e-12)
     assert losses(by_mean)[0] == pytest.approx(sum(losses(singles)) / 6, rel=1e-5)
-    assert losses(by_mean)[0] != pytest.approx(losses(by_token)[0], rel=1e-3)
+    assert losses(by_mean)[0] != pytest.approx(losses(by_token)[0], rel=1e-4)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

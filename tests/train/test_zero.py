@@ -69,7 +69,8 @@ def test_a_failing_process_gives_its_exit_code(parts: Path, tmp_path: Path) -> N
     environ = os.environ | {"NPROC_PER_NODE": "2"}
     done = subprocess.run(command, env=environ, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.count("llama3_chat") == 1 and "Traceback" not in done.stderr
+    assert done.stderr.count("'llama3_chat' does not fit") == 1, done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_deepspeed_configuration_follows_the_settings(parts: Path, tmp_path: Path) -> None:
