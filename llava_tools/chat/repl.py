@@ -161,7 +161,7 @@ def _show(repl: Repl, files: str) -> None:
 
 def _reset(repl: Repl, rest: str) -> None:
     repl.session.reset()
-    repl.note("New conversation about the same image.")
+    repl.note("New conversation.")
 
 
 def _system(repl: Repl, text: str) -> None:

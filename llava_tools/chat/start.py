@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
+from rich.console import Console
+from rich.markup import escape
 
 from llava_tools.chat.session import Session
 from llava_tools.data.images import open_image
@@ -42,19 +44,23 @@ def open_session(
 
     Raises UserError when something is missing or does not fit together.
     """
+    with Console(stderr=True).status(f"Loading {escape(model)}"):
+        source = _open(model, llava, visual_encoder, config)
+        if visual_select_layer is not None:
+            source = _with_layer(source, visual_select_layer)
+        assistant = build_assistant(source, template=template, dtype=dtype, device=device)
+    return Session(assistant, settings, system)
+
+
+def _open(model: str, llava: str | None, visual_encoder: str | None, config: str | None) -> Source:
     if llava is not None and Path(llava) != Path(model):
-        source = _open_parts(model, llava, visual_encoder)
-    elif visual_encoder is not None:
+        return _open_parts(model, llava, visual_encoder)
+    if visual_encoder is not None:
         raise UserError(
             f"--visual-encoder {visual_encoder} has no use: '{model}' is a complete model.",
             "Leave it out, or give the folder of the projector with --llava.",
         )
-    else:
-        source = open_source(model, config)
-    if visual_select_layer is not None:
-        source = _with_layer(source, visual_select_layer)
-    assistant = build_assistant(source, template=template, dtype=dtype, device=device)
-    return Session(assistant, settings, system)
+    return open_source(model, config)
 
 
 def _open_parts(llm: str, llava: str, visual_encoder: str | None) -> Source:
