@@ -186,7 +186,10 @@ class _Entries:
     def bytes(self, offset: int, size: int) -> torch.Tensor:
         """Return `size` bytes of the mapped file as uint8 [size]."""
         if self._map is None:
-            mapped: Any = torch.UntypedStorage.from_file(str(self.path), False, self.size)
+            try:
+                mapped: Any = torch.UntypedStorage.from_file(str(self.path), False, self.size)
+            except RuntimeError as error:
+                raise _damaged(self.path, "it changed while it was read") from error
             self._map = torch.empty(0, dtype=torch.uint8).set_(mapped)
         return self._map[offset : offset + size]
 

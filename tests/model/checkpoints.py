@@ -1,0 +1,84 @@
+"""Runs as training leaves them: `config.py` and `iter_1.pth` with what was trained, no more."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llava_tools.model.lazy import LazyTensor
+from llava_tools.model.parts import read_llm, read_vision
+from tests import tiny
+
+TEMPLATES = {"phi3": "phi3_chat", "llama3": "llama3_chat", "vicuna": "vicuna"}
+
+
+def make_run(
+    folder: Path,
+    parts: Path,
+    llm: str | Path = "phi3",
+    tower: str | None = "clip",
+    *,
+    trains: tuple[str, ...] = ("llm",),
+    depth: int = 2,
+    **settings: Any,
+) -> Path:
+    """Write a run of `parts` (names in that folder, or paths) and return its checkpoint.
+
+    `trains` names the parts that training changed besides the projector.
+    """
+    folder.mkdir(parents=True)
+    base = read_llm(parts / llm)
+    torch.manual_seed(7)
+    state: dict[str, torch.Tensor] = {}
+    if "llm" in trains:
+        state |= changed(base.tensors)
+    if tower:
+        vision = read_vision(parts / tower)
+        if "visual_encoder" in trains:
+            state |= changed(vision.tensors)
+        state |= projector(vision.config["hidden_size"], base.config["hidden_size"], depth)
+    torch.save({"state_dict": state, "meta": {"iter": 1}}, folder / "iter_1.pth")
+    family = Path(llm).name.split("-")[0]
+    values = {
+        "llm_name_or_path": str(parts / llm),
+        "visual_encoder_name_or_path": str(parts / tower) if tower else None,
+        "prompt_template": TEMPLATES[family],
+        "projector_depth": depth,
+        "freeze_llm": "llm" not in trains,
+        "freeze_visual_encoder": "visual_encoder" not in trains,
+        "datasets": [{"data_path": str(parts / "llava.json"), "pad_image_to_square": True}],
+        **settings,
+    }
+    (folder / "config.py").write_text("".join(f"{k} = {v!r}\n" for k, v in values.items()))
+    return folder / "iter_1.pth"
+
+
+def changed(tensors: Mapping[str, LazyTensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors with a little noise, as training would change them."""
+    read = {name: tensor.read() for name, tensor in tensors.items()}
+    return {n: t + 0.05 * torch.randn_like(t.float()) for n, t in read.items()}
+
+
+def projector(seen: int, width: int, depth: int = 2) -> dict[str, torch.Tensor]:
+    """Return a random projector's weights."""
+    state = {}
+    for i in range(depth):
+        state[f"projector.model.{2 * i}.weight"] = torch.randn(width, width if i else seen) / 4
+        state[f"projector.model.{2 * i}.bias"] = torch.randn(width) / 4
+    return state
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    """Change keys of a JSON file; None removes one."""
+    content = json.loads(path.read_text()) | changes
+    kept = {key: value for key, value in content.items() if value is not None}
+    path.write_text(json.dumps(kept))
+
+
+def gqa_phi3(folder: Path) -> Path:
+    """Write a Phi-3 with two key-value heads for four query heads."""
+    return tiny.save_llm(folder / "phi3-gqa", "phi3", kv_heads=2)
