@@ -31,6 +31,9 @@ TopP = Annotated[float, Option(min=0, max=1, help="Sample from this share.")]
 TopK = Annotated[int, Option(min=0, help="Sample from so many tokens; 0: all.")]
 Penalty = Annotated[float, Option(help="Above 1 repeats less.")]
 Seed = Annotated[int, Option(help="Seed of the sampling.")]
+# XTuner's, known so that the answer is not "no such option".
+Bits = Annotated[int | None, Option(hidden=True)]
+Adapter = Annotated[str | None, Option(hidden=True)]
 
 
 def chat(
@@ -53,11 +56,18 @@ def chat(
     visual_select_layer: Layer = None,
     config: RunConfig = None,
     as_json: Json = False,
+    bits: Bits = None,
+    adapter: Adapter = None,
 ) -> None:
     """Talk with a model about images, or answer one --prompt.
 
     In a dialogue: /image FILE, /reset, /system TEXT, /help, /quit.
     """
+    if bits is not None or adapter is not None:
+        option, cure = (
+            ("--bits", "--dtype fp16") if adapter is None else ("--adapter", "a merged model")
+        )
+        raise UserError(f"chat has no {option} yet.", f"Use {cure} instead.")
     if as_json and prompt is None:
         raise UserError("--json prints one answer, but there is no --prompt.", "Add --prompt TEXT.")
     from llava_tools.chat import once, repl, start

@@ -1,0 +1,45 @@
+"""The same conversation from every format: the same prompts and the same answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llava_tools.chat.session import Session
+from llava_tools.chat.start import open_pictures, open_session
+from llava_tools.converters.convert import convert
+from llava_tools.model.generate import GenerationSettings
+from tests.chat.conftest import FAMILIES
+
+
+def conversation(session: Session, images: list[Path]) -> list[tuple[list[int], list[int], str]]:
+    """Talk about the images in two turns, then without an image; return ids and answers."""
+    said = []
+    for shown, questions in (
+        (images, ("What is in the picture?", "And the other?")),
+        ([], ("A?",)),
+    ):
+        session.show(open_pictures([str(path) for path in shown]))
+        for question in questions:
+            answer = "".join(session.ask(question))
+            assert session.last is not None
+            said.append((session.last.prompt_ids, session.last.token_ids, answer))
+    return said
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_are_equal_in_every_format(
+    models: dict[str, Path], parts: Path, tmp_path: Path, family: str
+) -> None:
+    template = "vicuna" if family == "vicuna" else None
+    images = [parts / "images" / f"{i}.png" for i in (0, 1)]
+    settings = GenerationSettings(max_new_tokens=12)
+    source = models[family]
+    expected = conversation(open_session(str(source), template=template, settings=settings), images)
+    assert len({answer for _, _, answer in expected}) == 3
+    for to in ("xtuner", "llava", "hf"):
+        convert(str(source), tmp_path / to, to=to, dtype="fp32")
+        session = open_session(str(tmp_path / to), template=template, settings=settings)
+        assert session.assistant.format == to
+        assert conversation(session, images) == expected, to
