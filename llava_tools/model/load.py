@@ -185,6 +185,7 @@ def _empty_llm(config: dict[str, Any], dtype: torch.dtype) -> Any:
     settings = AutoConfig.for_model(**config)
     with torch.device("cpu"), _no_init():
         llm = AutoModelForCausalLM.from_config(settings, dtype=dtype)
+    llm.tie_weights()  # part of the initialisation that is skipped
     llm.generation_config = GenerationConfig()
     return llm
 
