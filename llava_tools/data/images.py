@@ -53,8 +53,10 @@ def decode_image(data: bytes, where: str) -> Image.Image:
         with Image.open(io.BytesIO(data), formats=FILE_FORMATS) as image:
             _check_pixels(image.size, where)
             return image.convert("RGB")
-    except (UserError, KeyboardInterrupt):
+    except UserError:
         raise
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{where}: {_reason(error)}.", "Shrink the image.") from error
     except Exception as error:  # decoders raise whatever a broken file makes them stumble over
         raise UserError(
             f"{where} is broken or no image: {_reason(error)}.",

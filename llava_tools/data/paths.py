@@ -30,8 +30,10 @@ def locate(path: str, folder: str = "", *, follow_links: bool = False) -> str:
     """
     full = os.path.join(folder, path)
     if folder:
-        root = _real(folder)
-        where = os.path.normpath(os.path.join(root, path)) if follow_links else _real_file(full)
+        root = _real(os.path.abspath(folder))
+        # After a link, `..` leads to the parent of the link's target: never taken by its spelling.
+        as_spelled = follow_links and os.pardir not in path.split(os.sep)
+        where = os.path.normpath(os.path.join(root, path)) if as_spelled else _real_file(full)
         if os.path.commonpath([root, where]) != root or where == root:
             raise OutsideFolder(
                 f"'{path}' lies outside the image folder '{folder}'.",
@@ -45,7 +47,7 @@ def locate(path: str, folder: str = "", *, follow_links: bool = False) -> str:
 def _real_file(full: str) -> str:
     """`os.path.realpath`, with the resolved folder kept: rows of a file share few folders."""
     folder, name = os.path.split(full)
-    resolved = os.path.join(_real(folder), name)
+    resolved = os.path.join(_real(os.path.abspath(folder)), name)
     special = name in ("", os.curdir, os.pardir) or os.path.islink(resolved)
     return os.path.realpath(resolved) if special else resolved
 

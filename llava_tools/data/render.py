@@ -71,6 +71,7 @@ def _pieces(turns: Sequence[Turn], template: Template, codec: Codec) -> Iterator
     system, dialogue = _split_system(turns, template)
     end = [] if template.suffix_as_eos else codec.eos
     begin = codec.bos
+    sep = codec.encode(template.sep) if template.sep else []
     for question, answer in zip(dialogue[::2], dialogue[1::2], strict=True):
         if (question.role, answer.role) != ("user", "assistant"):
             raise ValueError(f"expected user and assistant, not {question.role}, {answer.role}")
@@ -78,7 +79,7 @@ def _pieces(turns: Sequence[Turn], template: Template, codec: Codec) -> Iterator
         yield begin, False
         yield _encode_with_images(system + text, codec), False
         yield codec.encode(answer.text + template.suffix) + end, True
-        yield codec.encode(template.sep) if template.sep else [], False
+        yield sep, False
         # The end token ended a sequence: the next turn is a new one (XTuner's need_bos rule).
         begin = codec.bos if not template.suffix_as_eos else []
         system = ""

@@ -1,0 +1,155 @@
+"""LLaVA rows become samples by XTuner's rules; what cannot be used says why."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llava_tools.data.formats import get_format, image_first, llava_sample, read_samples
+from llava_tools.data.sample import MENDED_REASONS, SKIP_REASONS, Sample, Skip, Turn
+from llava_tools.errors import UserError
+from tests import tiny
+
+Q, A = ("human", "What?"), ("gpt", "That.")
+
+
+def row(*messages: tuple[str, str], **fields: Any) -> dict[str, Any]:
+    turns = [{"from": speaker, "value": text} for speaker, text in messages]
+    return {"id": 7, "conversations": turns, **fields}
+
+
+def sample(*messages: tuple[str, str], **fields: Any) -> Sample:
+    found = llava_sample(row(*messages, **fields), "x.json, row 1")
+    assert isinstance(found, Sample), found
+    return found
+
+
+def texts(found: Sample) -> list[str]:
+    return [turn.text for turn in found.turns]
+
+
+def test_a_row_with_an_image() -> None:
+    found = sample(("human", "What?\n<image>"), A, image="a/b.jpg")
+    assert found == Sample(
+        "7",
+        (Turn("user", "<image>\nWhat?"), Turn("assistant", "That.")),
+        ("a/b.jpg",),
+        "x.json, row 1",
+    )
+
+
+def test_several_images_keep_their_order_and_count() -> None:
+    found = sample(
+        ("human", "Compare <image> and <image>."), A, ("human", "<image>"), A, image=list("abc")
+    )
+    assert texts(found)[0] == "<image>\n<image>\nCompare  and ."
+    assert texts(found)[2] == "<image>"
+    assert found.images == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("<image>\nWhat?", "<image>\nWhat?"),
+        ("  What <image> is it?  ", "<image>\nWhat  is it?"),
+        ("<image>", "<image>"),
+        ("  no image stays as it is  ", "  no image stays as it is  "),
+    ],
+)
+def test_the_image_comes_first_in_its_message(text: str, expected: str) -> None:
+    assert image_first(text) == expected
+
+
+def test_the_order_is_mended_and_counted() -> None:
+    found = sample(A, A, Q, ("human", "Now?"), A, ("gpt", "More."), ("human", "And?"))
+    assert texts(found) == ["What?Now?", "That.", "", "More."]
+    assert found.mended == (
+        "answer_first",
+        "answer_first",
+        "questions_merged",
+        "empty_question",
+        "question_unanswered",
+    )
+    assert set(found.mended) <= set(MENDED_REASONS)
+
+
+def test_a_merged_question_keeps_the_place_of_its_image() -> None:
+    found = sample(Q, ("human", "Look <image>"), A, image="a")
+    assert texts(found)[0] == "What?<image>\nLook"
+
+
+def test_other_names_of_the_roles() -> None:
+    found = sample(("system", "Be kind."), ("user", "What?"), ("assistant", "That."))
+    assert [turn.role for turn in found.turns] == ["system", "user", "assistant"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason", "detail"),
+    [
+        (3, "not_an_object", "found int"),
+        ({"id": 1}, "no_conversations", "found None"),
+        ({"conversations": []}, "no_conversations", r"found \[\]"),
+        ({"conversations": "Q: A:"}, "no_conversations", "Q: A:"),
+        ({"conversations": ["Q"]}, "bad_turn", "turn 1 is 'Q'"),
+        ({"conversations": [{"from": "human"}]}, "bad_turn", "turn 1"),
+        (row(Q, ("gpt", 5)), "bad_turn", "turn 2"),  # type: ignore[arg-type]
+        (row(Q, ("bot", "x")), "unknown_role", "turn 2 is from 'bot'"),
+        (row(Q, ("system", "x"), A), "misplaced_system", "turn 2"),
+        (row(Q, A, image=5), "bad_image_field", "found 5"),
+        (row(Q, A, image=""), "bad_image_field", "found ''"),
+        (row(Q, A, image=["a", None]), "bad_image_field", "None"),
+        (row(Q, A, image="a\0b"), "bad_image_field", r"a\\x00b"),
+        (row(Q, A, image="a.jpg"), "image_without_token", "a.jpg"),
+        (row(("human", "<image>"), A), "token_without_image", "1 times <image>"),
+        (row(("human", "<image>"), A, image=["a", "b"]), "image_count", "1 <image> for 2 images"),
+        (row(("human", "<image><image>"), A, image="a"), "image_count", "2 <image> for 1 images"),
+        (row(Q, ("gpt", "an <image>")), "misplaced_image_token", "1 times"),
+        (row(("system", "<image>"), Q, A), "misplaced_image_token", "1 times"),
+        (row(Q), "no_answer", "1 messages"),
+        (row(A), "no_answer", "1 messages"),
+        (row(("system", "Be kind.")), "no_answer", "1 messages"),
+    ],
+)
+def test_an_unusable_row_says_why(bad: Any, reason: str, detail: str) -> None:
+    found = llava_sample(bad, "x.json, row 9")
+    assert isinstance(found, Skip)
+    assert (found.origin, found.reason) == ("x.json, row 9", reason)
+    assert re.search(detail, found.detail)
+    assert str(found).startswith(f"x.json, row 9: {SKIP_REASONS[reason]} (")
+
+
+def test_a_null_image_is_none() -> None:
+    assert sample(Q, A, image=None).images == ()
+
+
+def test_an_image_that_only_a_dropped_question_shows_is_missed() -> None:
+    found = llava_sample(row(Q, A, ("human", "<image>"), image="a"), "x")
+    assert isinstance(found, Skip) and found.reason == "image_without_token"
+
+
+def test_keys_that_only_later_rows_have_are_not_lost(tmp_path: Path) -> None:
+    rows = tiny.llava_rows(["a.png", "b.png"])[::-1]
+    assert "image" not in rows[0]
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(rows))
+    images = [s.images for s in read_samples(path) if isinstance(s, Sample)]
+    assert images == [(), (), ("b.png",), ("a.png",)]
+
+
+def test_list_and_lines_give_the_same_samples(tmp_path: Path) -> None:
+    rows = [*tiny.llava_rows(["a.png"]), 5]
+    (tmp_path / "x.json").write_text(json.dumps(rows))
+    (tmp_path / "x.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
+    listed = list(read_samples(tmp_path / "x.json"))
+    lines = list(read_samples(tmp_path / "x.jsonl"))
+    assert [getattr(s, "turns", None) for s in listed] == [getattr(s, "turns", None) for s in lines]
+    assert isinstance(listed[-1], Skip) and listed[-1].origin.endswith("x.json, row 4")
+
+
+def test_an_unknown_format_names_the_nearest() -> None:
+    with pytest.raises(UserError, match="Unknown data format 'lava'.\nDid you mean 'llava'"):
+        get_format("lava")
