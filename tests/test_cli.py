@@ -115,7 +115,7 @@ def test_help_of_a_command_and_the_version(capsys: pytest.CaptureFixture[str]) -
         (["nothing-like-it"], "no command 'nothing-like-it'.", "Known: "),
         (["train", "x", "--sed", "3"], "No such option: --sed", "Did you mean '--seed'?"),
         (["train", "x", "--qqqq"], "No such option: --qqqq", "See `llava-tools train --help`."),
-        (["train"], "Missing argument 'config'.", "See `llava-tools train --help`."),
+        (["train"], "Missing argument 'CONFIG'.", "See `llava-tools train --help`."),
         (["train", "a", "b"], "Got unexpected extra argument", "`llava-tools train --help`"),
         (["train", "a", "--seed", "x"], "'--seed'", "See `llava-tools train --help`."),
         (["config"], "Missing command.", "See `llava-tools config --help`."),

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llava_tools.cli import chat, configs, convert, evaluate, inspect, quickstart, train
+from llava_tools.cli import chat, configs, convert, data, evaluate, inspect, quickstart, train
 from llava_tools.cli.grammar import Group, hyphens
 
 Table = dict[str, Callable[..., Any]]
@@ -21,6 +21,7 @@ COMMANDS: Table = {
     "eval": evaluate.evaluate,
 }
 GROUPS: dict[str, tuple[str, Table]] = {
+    "data": ("Look at training data.", {"show": data.show}),
     "config": (
         "Recipes and configs: list, show, copy, diff.",
         {

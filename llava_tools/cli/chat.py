@@ -32,8 +32,8 @@ TopK = Annotated[int, Option(min=0, help="Sample from so many tokens; 0: all.")]
 Penalty = Annotated[float, Option(help="Above 1 repeats less.")]
 Seed = Annotated[int, Option(help="Seed of the sampling.")]
 # XTuner's, known so that the answer is not "no such option".
-Bits = Annotated[int | None, Option(hidden=True)]
-Adapter = Annotated[str | None, Option(hidden=True)]
+Bits = Annotated[int | None, Option(hidden=True, help="Not there yet.")]
+Adapter = Annotated[str | None, Option(hidden=True, help="Not there yet.")]
 
 
 def chat(

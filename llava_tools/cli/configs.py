@@ -73,8 +73,8 @@ def copy(
 
 
 def diff(
-    left: ConfigArgument,
-    right: ConfigArgument,
+    left: Annotated[str, Argument(metavar="CONFIG", help="A config file or recipe.")],
+    right: Annotated[str, Argument(metavar="OTHER", help="Another one.")],
 ) -> None:
     """Print the settings in which two configs differ."""
     from llava_tools.config import diff_configs

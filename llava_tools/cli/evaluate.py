@@ -22,7 +22,7 @@ from llava_tools.cli.options import (
 
 EPILOG = "Also: eval score BENCHMARK PREDICTIONS (no model needed), eval report DIR..."
 
-BenchmarkArgument = Annotated[str, Argument(help="mmbench.")]
+BenchmarkArgument = Annotated[str, Argument(metavar="BENCHMARK", help="mmbench.")]
 DataPath = Annotated[Path, Option(help="The benchmark's file, e.g. MMBench_DEV_EN.tsv.")]
 Protocol = Annotated[str, Option(help="Whose rules score: vlmevalkit, xtuner, ...")]
 WorkDir = Annotated[
@@ -91,7 +91,11 @@ def evaluate(
 def score(
     benchmark: BenchmarkArgument,
     predictions: Annotated[
-        Path, Argument(help="predictions.jsonl, or a result sheet of XTuner or VLMEvalKit.")
+        Path,
+        Argument(
+            metavar="PREDICTIONS",
+            help="predictions.jsonl, or a result sheet of XTuner or VLMEvalKit.",
+        ),
     ],
     data_path: DataPath,
     work_dir: Annotated[Path | None, Option(help="Where to write. Default: nowhere.")] = None,

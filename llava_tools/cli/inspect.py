@@ -14,7 +14,7 @@ TABLES = ("parts", "trained")  # of the report: a row for each part of the model
 
 
 def inspect(
-    path: Annotated[str, Argument(help="A checkpoint or a model folder.")],
+    path: Annotated[str, Argument(metavar="PATH", help="A checkpoint or a model folder.")],
     config: RunConfig = None,
     as_json: Json = False,
 ) -> None:

@@ -6,13 +6,19 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-ConfigArgument = Annotated[str, Argument(help="A config file, or the name of a recipe.")]
+ConfigArgument = Annotated[
+    str, Argument(metavar="CONFIG", help="A config file, or the name of a recipe.")
+]
 CfgOptions = Annotated[
     list[str] | None,
     Option(metavar="KEY=VALUE", help="Change settings: lr=1e-4 datasets.0.data_path=x.json"),
 ]
 ModelArgument = Annotated[
-    str, Argument(help="An xtuner, llava or hf folder, or a checkpoint (the format is detected).")
+    str,
+    Argument(
+        metavar="MODEL",
+        help="An xtuner, llava or hf folder, or a checkpoint (the format is detected).",
+    ),
 ]
 PromptTemplate = Annotated[
     str | None, Option(help="Chat format, e.g. phi3_chat. Default: what the model folder says.")

@@ -88,7 +88,13 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
         },
     ),
     ("mmbench llm --llava dir --visual-encoder clip --data-path d", SESSION, {"llava": "dir"}),
+    (f"log-dataset {CFG}", "config:load_settings", {"check_files": False, "overrides": []}),
     # ours
+    (
+        f"data show {CFG} --cfg-options datasets.0.max_rows=3",
+        "config:load_settings",
+        {"name_or_path": CFG, "overrides": ["datasets.0.max_rows=3"]},
+    ),
     (
         "convert w/iter_6.pth out --to hf --verify --overwrite --dtype bf16",
         CONVERT,
