@@ -30,7 +30,7 @@ def locate(path: str, folder: str = "", *, follow_links: bool = False) -> str:
     """
     full = os.path.join(folder, path)
     if folder:
-        root = _real(os.path.abspath(folder))
+        root = _real(_absolute(folder))
         # After a link, `..` leads to the parent of the link's target: never taken by its spelling.
         as_spelled = follow_links and os.pardir not in path.split(os.sep)
         where = os.path.normpath(os.path.join(root, path)) if as_spelled else _real_file(full)
@@ -47,9 +47,13 @@ def locate(path: str, folder: str = "", *, follow_links: bool = False) -> str:
 def _real_file(full: str) -> str:
     """`os.path.realpath`, with the resolved folder kept: rows of a file share few folders."""
     folder, name = os.path.split(full)
-    resolved = os.path.join(_real(os.path.abspath(folder)), name)
+    resolved = os.path.join(_real(_absolute(folder)), name)
     special = name in ("", os.curdir, os.pardir) or os.path.islink(resolved)
     return os.path.realpath(resolved) if special else resolved
+
+
+def _absolute(folder: str) -> str:
+    return os.path.join(os.getcwd(), folder)  # abspath would undo `link/..` by its spelling
 
 
 @lru_cache(maxsize=4096)

@@ -116,7 +116,7 @@ def _sizes(values: dict[str, Any]) -> tuple[int, int | None]:
     size = values["size"]
     if isinstance(size, int):
         size = {"shortest_edge": size} if values["do_center_crop"] else _square(size)
-    edge = size.get("shortest_edge")
+    edge = size.get("shortest_edge") if isinstance(size, dict) else None
     result = _side(values["crop_size"] if values["do_center_crop"] else size)
     if edge is not None and (not values["do_center_crop"] or edge < result):
         raise ValueError(f"size {edge} and crop_size {result} do not give a square")
@@ -131,6 +131,8 @@ def _square(side: int) -> dict[str, int]:
 
 def _side(size: Any) -> int:
     square = _square(size) if isinstance(size, int) else size
+    if not isinstance(square, dict) or not {"height", "width"} <= set(square):
+        raise ValueError(f"{size!r:.60} gives no height and width")
     if square["height"] != square["width"] or square["height"] < 1:
         raise ValueError(f"{square['height']} x {square['width']} pixels are no square")
     return int(square["height"])
