@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import subprocess
 import sys
@@ -161,6 +162,23 @@ def test_a_full_disk_is_no_bug(
     lines = error_lines(capsys)
     assert lines[0] == "Error: No space left on device: out/model.safetensors"
     assert "Free some space" in lines[1]
+
+
+def test_the_log_goes_to_stderr_and_only_while_a_command_runs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = logging.getLogger("llava_tools.test")
+
+    def recipes() -> dict[str, Path]:
+        logger.info("looking")
+        return {}
+
+    monkeypatch.setattr(llava_tools.config, "recipes", recipes)
+    for rank, expected in (("0", "looking\n"), ("1", "")):
+        monkeypatch.setenv("RANK", rank)
+        assert run(["config", "list"]) == 0
+        assert capsys.readouterr() == ("", expected)
+    assert logger.parent is not None and not logger.parent.handlers and logger.parent.propagate
 
 
 def test_ctrl_c_is_one_line(

@@ -9,6 +9,8 @@ import errno
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 from llava_tools.errors import UserError, nearest
@@ -32,11 +34,11 @@ def run(arguments: list[str]) -> int:
     """Run one command line; return its exit code."""
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
-    _log_to_stderr()
     try:
-        code = _invoke(arguments)
-        sys.stdout.flush()
-        return code
+        with _log_to_stderr():
+            code = _invoke(arguments)
+            sys.stdout.flush()
+            return code
     except KeyboardInterrupt:
         _say("Interrupted.")
         return 130
@@ -110,16 +112,22 @@ def _usage_hint(error: Exception) -> str:
     return f"See `{path} --help`."
 
 
-def _log_to_stderr() -> None:
+@contextmanager
+def _log_to_stderr() -> Iterator[None]:
     """Show our own log on stderr; of several processes only the first speaks."""
     logger = logging.getLogger("llava_tools")
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
-        logger.propagate = False
-    first = os.environ.get("RANK", "0") == "0"
-    logger.setLevel(logging.INFO if first else logging.ERROR)
+    before = logger.level, logger.propagate
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
 
 
 def _say(*lines: str) -> None:
