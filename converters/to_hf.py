@@ -74,6 +74,11 @@ def check_hf(source: Source) -> None:
             "embeddings cannot be found.",
             "Convert to xtuner.",
         )
+    if source.image_processor is None:
+        raise UserError(
+            f"'{source.path}' does not say how images are prepared.",
+            "Add preprocessor_config.json to its vision tower's folder.",
+        )
 
 
 def vocabulary_rows(held: int, highest: int) -> int:
@@ -139,11 +144,6 @@ def select_strategy(source: Source) -> str:
 
 def _write_processor(source: Source, writer: Writer) -> None:
     """Write what turns pictures into pixels and `<image>` into the right number of tokens."""
-    if source.image_processor is None:
-        raise UserError(
-            f"'{source.path}' does not say how images are prepared.",
-            "Add preprocessor_config.json to its vision tower's folder.",
-        )
     strategy = select_strategy(source)
     writer.json(
         "processor_config.json",

@@ -51,7 +51,7 @@ def open_pth(path: Path, config: str | None, overrides: Sequence[str]) -> Source
     llm = read_llm(settings.llm_name_or_path)
     tower = settings.visual_encoder_name_or_path
     vision = read_vision(tower) if tower else None
-    trained = without_twin(read_checkpoint(path), llm.config)
+    trained = without_twin(read_checkpoint(path), llm.config, f"'{path}'")
     base = {**llm.tensors, **(vision.tensors if vision else {})}
     tensors = overlay(base, trained, settings, f"'{path}'")
 
@@ -127,7 +127,7 @@ def open_llava(path: Path) -> Source:
     parts = ("mm_", "tune_mm_", "use_mm_", "freeze_mm_", "unfreeze_mm_", "image_", "tokenizer_")
     llm = {key: value for key, value in config.items() if not key.startswith(parts)}
     llm |= {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
-    tensors = without_twin(tensors, llm)
+    tensors = without_twin(tensors, llm, where)
     notes = {
         "visual_select_layer": config.get("mm_vision_select_layer", -2),
         "pad_image_to_square": config.get("image_aspect_ratio") == "pad",

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from llava_tools.errors import UserError
 from llava_tools.model.keymap import convert
 from llava_tools.model.lazy import LazyTensor
@@ -75,7 +77,8 @@ def read_llm(name_or_path: str | Path) -> Part:
     folder = resolve_folder(name_or_path)
     config = read_json(folder / "config.json")
     _refuse_quantized(folder, config)
-    tensors = without_twin(convert(read_weights(folder), LLM_FOLDER, f"'{folder}'"), config)
+    where = f"'{folder}'"
+    tensors = without_twin(convert(read_weights(folder), LLM_FOLDER, where), config, where)
     if "model_type" not in config:
         raise UserError(f"'{folder / 'config.json'}' names no model_type.", "Copy it again.")
     check_complete(tensors, f"'{folder}'", config)
@@ -83,13 +86,21 @@ def read_llm(name_or_path: str | Path) -> Part:
 
 
 def without_twin(
-    tensors: Mapping[str, LazyTensor], config: Mapping[str, Any]
+    tensors: Mapping[str, LazyTensor], config: Mapping[str, Any], where: str
 ) -> dict[str, LazyTensor]:
-    """Return the tensors of an LLM with tied embeddings under one name, the input's."""
-    kept, twin = dict(tensors), "llm.lm_head.weight"
-    if config.get("tie_word_embeddings") and twin in kept:
-        kept.setdefault("llm.model.embed_tokens.weight", kept[twin])
-        del kept[twin]
+    """Return the tensors of an LLM with tied embeddings under one name, the input's.
+
+    Raises UserError when the two differ: releases of transformers disagree which one counts.
+    """
+    kept, first, twin = dict(tensors), "llm.model.embed_tokens.weight", "llm.lm_head.weight"
+    if not config.get("tie_word_embeddings") or twin not in kept:
+        return kept
+    other = kept.pop(twin)
+    if not torch.equal(kept.setdefault(first, other).read(), other.read()):
+        raise UserError(
+            f"{where} says that its embeddings are tied, but holds two different ones.",
+            "If they were trained apart, set tie_word_embeddings to false in config.json.",
+        )
     return kept
 
 

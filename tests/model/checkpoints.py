@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from llava_tools.model.lazy import LazyTensor
 from llava_tools.model.parts import read_llm, read_vision
@@ -82,3 +83,12 @@ def edit_json(path: Path, **changes: Any) -> None:
 def gqa_phi3(folder: Path) -> Path:
     """Write a Phi-3 with two key-value heads for four query heads."""
     return tiny.save_llm(folder / "phi3-gqa", "phi3", kv_heads=2)
+
+
+def tie(folder: Path) -> Path:
+    """Make the LLM in a folder one with tied embeddings."""
+    state = load_file(folder / "model.safetensors")
+    del state["lm_head.weight"]
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    edit_json(folder / "config.json", tie_word_embeddings=True)
+    return folder

@@ -197,6 +197,7 @@ def test_a_tied_output_embedding_has_one_name(parts: Path, tmp_path: Path) -> No
     state["lm_head.weight"] = state["model.embed_tokens.weight"].clone()
     save_file(state, folder / "model.safetensors")
     edit_json(folder / "config.json", tie_word_embeddings=True)
+    assert torch.equal(state["lm_head.weight"], state["model.embed_tokens.weight"])
     assert "llm.lm_head.weight" not in open_source(folder).tensors
     run = make_run(tmp_path / "run", tmp_path, "vicuna", None, datasets=[{"data_path": "x.json"}])
     embedding = "llm.model.embed_tokens.weight"
@@ -206,6 +207,10 @@ def test_a_tied_output_embedding_has_one_name(parts: Path, tmp_path: Path) -> No
     wanted = source.tensors[embedding].read().clone()
     resave(run, lambda state: state.pop(embedding))
     assert torch.equal(open_source(run).tensors[embedding].read(), wanted)
+    state["lm_head.weight"][0] += 1
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(UserError, match="embeddings are tied, but holds two different ones"):
+        open_source(folder)
 
 
 def test_text_only_models_are_sources(parts: Path, tmp_path: Path) -> None:

@@ -1,0 +1,247 @@
+"""Writing: the same bits, in shards, in place whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from llava_tools.converters.writer import Writer, export_cast, new_folder, parse_size
+from llava_tools.errors import UserError
+from llava_tools.model.lazy import LazyTensor
+
+TENSORS = {
+    "a": torch.randn(10, 8),
+    "half": torch.randn(6).half(),
+    "view": torch.randn(8, 4).t(),
+    "scalar": torch.tensor(2.5),
+    "empty": torch.zeros(0, 3),
+    "numbers": torch.arange(5),
+}
+
+
+def lazy(tensors: dict[str, torch.Tensor] | None = None) -> dict[str, LazyTensor]:
+    return {n: LazyTensor.of(t) for n, t in (TENSORS if tensors is None else tensors).items()}
+
+
+def writer(folder: Path, dtype: torch.dtype = torch.float32, **options: Any) -> Writer:
+    folder.mkdir(exist_ok=True)
+    return Writer(folder, folder, dtype, **options)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("2GB", 2 * 10**9), ("500 MB", 5 * 10**8), ("1.5gib", 1610612736), ("64", 64)],
+)
+def test_sizes_are_read_as_hugging_face_does(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "2 XB", "1e9"])
+def test_a_wrong_size_is_an_error(text: str) -> None:
+    with pytest.raises(UserError, match="is no size"):
+        parse_size(text)
+
+
+def test_one_file_holds_the_same_bits_and_one_dtype(tmp_path: Path) -> None:
+    out = writer(tmp_path / "x", torch.bfloat16)
+    out.weights(lazy())
+    out.compare()
+    found = load_file(tmp_path / "x/model.safetensors")
+    for name, tensor in TENSORS.items():
+        wanted = tensor.bfloat16() if tensor.is_floating_point() else tensor
+        assert found[name].dtype == wanted.dtype and torch.equal(found[name], wanted)
+    with safe_open(tmp_path / "x/model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_shards_stay_under_the_limit_and_the_index_finds_them(tmp_path: Path) -> None:
+    tensors = {f"t{i}": torch.randn(10) for i in range(7)} | {"big": torch.randn(100)}
+    out = writer(tmp_path / "x", max_shard_bytes=100)
+    out.weights(lazy(tensors))
+    out.compare()
+    index = json.loads((tmp_path / "x/model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(4 * t.numel() for t in tensors.values())
+    assert set(index["weight_map"]) == set(tensors)
+    for name, file in index["weight_map"].items():
+        held = load_file(tmp_path / "x" / file)
+        assert torch.equal(held[name], tensors[name])
+        assert len(held) == 1 or sum(4 * t.numel() for t in held.values()) <= 100
+    names = sorted(file.name for file in (tmp_path / "x").glob("*.safetensors"))
+    assert names == [f"model-{i:05d}-of-00005.safetensors" for i in range(1, 6)]
+
+
+def test_progress_counts_every_byte_written_and_compared(tmp_path: Path) -> None:
+    counts: list[int] = []
+    out = writer(tmp_path / "x", advance=counts.append)
+    out.weights(lazy())
+    total = sum(counts)
+    out.compare()
+    assert (
+        total == sum(t.to(torch.float32).nbytes for n, t in TENSORS.items() if n != "numbers") + 40
+    )
+    assert sum(counts) == 2 * total
+
+
+@pytest.mark.parametrize("fault", ["bit", "name", "shape"])
+def test_what_did_not_arrive_unchanged_is_found(tmp_path: Path, fault: str) -> None:
+    out = writer(tmp_path / "x")
+    out.weights(lazy({"a": torch.ones(2, 3)}))
+    file = tmp_path / "x/model.safetensors"
+    data = bytearray(file.read_bytes())
+    if fault == "bit":
+        data[-1] ^= 1
+    old, new = {"name": (b'"a"', b'"b"'), "shape": (b"[2,3]", b"[3,2]")}.get(fault, (b"", b""))
+    file.write_bytes(bytes(data).replace(old, new) if old else bytes(data))
+    with pytest.raises(UserError, match="a did not arrive unchanged"):
+        out.compare()
+
+
+def test_equality_is_of_bits_also_for_nan(tmp_path: Path) -> None:
+    out = writer(tmp_path / "x")
+    out.weights(lazy({"a": torch.tensor([float("nan"), -0.0])}))
+    out.compare()
+
+
+def test_a_value_that_overflows_is_an_error_naming_the_weight() -> None:
+    big = LazyTensor.of(torch.tensor([1.0, 7e4]))
+    assert torch.equal(export_cast("w", big, torch.bfloat16).read(), big.read().bfloat16())
+    with pytest.raises(UserError, match="w has values up to 7e.04, which overflow float16"):
+        export_cast("w", big, torch.float16).read()
+    broken = LazyTensor.of(torch.tensor([float("inf")]))
+    assert export_cast("w", broken, torch.float16).read().isinf().all()  # as it was
+
+
+def fill(folder: Path) -> None:
+    (folder / "config.json").write_text("{}")
+
+
+def test_a_folder_appears_whole(tmp_path: Path) -> None:
+    target = tmp_path / "deep/x"
+    with new_folder(target) as folder:
+        fill(folder)
+        assert not target.exists() and folder.parent == target.parent
+    assert [path.name for path in target.parent.iterdir()] == ["x"]
+    assert (target / "config.json").is_file()
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
+def test_an_error_leaves_nothing(tmp_path: Path, kind: type[BaseException]) -> None:
+    with pytest.raises(kind), new_folder(tmp_path / "x") as folder:
+        fill(folder)
+        raise kind
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_leaves_nothing_and_says_so(tmp_path: Path, number: int) -> None:
+    with (
+        pytest.raises(UserError, match="disk of '.*x' is full; nothing was written"),
+        new_folder(tmp_path / "x") as folder,
+    ):
+        fill(folder)
+        raise OSError(number, "full")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_too_small_is_known_before(tmp_path: Path) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    with (
+        pytest.raises(UserError, match="is full; nothing was written"),
+        new_folder(tmp_path / "x", need=2 * free + 10**12),
+    ):
+        raise AssertionError("must not start")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_failure_of_the_disk_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="Could not write"), new_folder(tmp_path / "file/x"):
+        raise AssertionError("must not start")
+
+
+def test_an_existing_folder_is_kept_unless_told_otherwise(tmp_path: Path) -> None:
+    target = tmp_path / "x"
+    with new_folder(target) as folder:
+        fill(folder)
+        (folder / "old").write_text("")
+    with pytest.raises(UserError, match="is there already"), new_folder(target):
+        raise AssertionError("must not start")
+    assert (target / "old").is_file()
+    with pytest.raises(ValueError, match="no"), new_folder(target, overwrite=True):
+        raise ValueError("no")
+    assert (target / "old").is_file()
+    with new_folder(target, overwrite=True) as folder:
+        fill(folder)
+        assert (target / "old").is_file()
+    assert sorted(path.name for path in target.iterdir()) == ["config.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_folder_that_is_no_model_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/thesis.txt").write_text("")
+    with (
+        pytest.raises(UserError, match="is no model folder, so it will not be replaced"),
+        new_folder(tmp_path / "home", overwrite=True),
+    ):
+        raise AssertionError("must not start")
+    (tmp_path / "empty").mkdir()
+    with new_folder(tmp_path / "empty") as folder:
+        fill(folder)
+    assert (tmp_path / "empty/config.json").is_file()
+
+
+def test_a_source_is_never_replaced(tmp_path: Path) -> None:
+    source = tmp_path / "models/x"
+    source.mkdir(parents=True)
+    fill(source)
+    fill(source.parent)
+    (tmp_path / "link").symlink_to(source)
+    for target in (source, source.parent, tmp_path / "link"):
+        with (
+            pytest.raises(UserError, match="is or holds what is being read"),
+            new_folder(target, overwrite=True, sources=[source]),
+        ):
+            raise AssertionError("must not start")
+    assert (source / "config.json").is_file()
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from llava_tools.converters.writer import new_folder
+with new_folder(Path(sys.argv[1])) as folder:
+    (folder / "config.json").write_text("{}")
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_kill_leaves_no_folder_and_the_next_run_cleans_up(tmp_path: Path) -> None:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "x")]
+    with subprocess.Popen(command, env=environment, **pipes) as process:  # type: ignore[call-overload]
+        assert process.stdout.readline() == b"ready\n"
+        with new_folder(tmp_path / "x") as folder:  # another run leaves a live one's folder alone
+            fill(folder)
+            assert len(list(tmp_path.glob(".x.*.partial"))) == 2
+        shutil.rmtree(tmp_path / "x")
+        process.send_signal(signal.SIGKILL)
+    assert not (tmp_path / "x").exists()
+    assert len(list(tmp_path.glob(".x.*.partial"))) == 1
+    with new_folder(tmp_path / "x") as folder:
+        fill(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
