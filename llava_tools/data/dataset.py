@@ -23,7 +23,13 @@ from llava_tools.data.codec import codec_of
 from llava_tools.data.collate import Example
 from llava_tools.data.images import ImageProcessor, open_image
 from llava_tools.data.packed import Growing, PackedRows, token_type
-from llava_tools.data.prepare import Plan, choose_processes, image_reason, prepare_blocks
+from llava_tools.data.prepare import (
+    Plan,
+    choose_processes,
+    file_size,
+    image_reason,
+    prepare_blocks,
+)
 from llava_tools.data.progress import watched
 from llava_tools.data.rows import RawRow, origin, read_rows
 from llava_tools.data.sample import MENDED_REASONS, SKIP_REASONS, Skip
@@ -201,7 +207,7 @@ def sampled_rows(spec: DatasetSpec, rng: np.random.Generator) -> Iterator[RawRow
 def _shown(blocks: Iterator[Any], spec: DatasetSpec) -> Iterator[Any]:
     if os.environ.get("RANK", "0") != "0":  # one rank's progress is enough
         return blocks
-    return watched(blocks, spec.data_path, Path(spec.data_path).stat().st_size)
+    return watched(blocks, spec.data_path, file_size(spec.data_path))
 
 
 def count_reasons(skips: Sequence[Skip]) -> dict[str, int]:

@@ -12,7 +12,6 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from multiprocessing import get_context
-from pathlib import Path
 
 from llava_tools.data.codec import Codec
 from llava_tools.data.formats import get_format
@@ -134,6 +133,7 @@ def prepare_block(plan: Plan, raw: Sequence[RawRow]) -> Block:
 
 def prepare_blocks(plan: Plan, rows: Iterable[RawRow], processes: int) -> Iterator[Block]:
     """Prepare the rows of a file block by block, in their order, in parallel if asked to."""
+    _locate_once.cache_clear()  # files may have changed since an earlier run in this process
     blocks = _blocks_of(rows)
     if processes < 2:
         yield from (prepare_block(plan, block) for block in blocks)
@@ -152,10 +152,21 @@ def prepare_blocks(plan: Plan, rows: Iterable[RawRow], processes: int) -> Iterat
 
 def choose_processes(path: str, wanted: int) -> int:
     """Return how many processes prepare a file: none besides this one for small files."""
-    if not wanted or Path(path).stat().st_size < PARALLEL_BYTES:
+    if not wanted or file_size(path) < PARALLEL_BYTES:
         return 1
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(len(os.sched_getaffinity(0)) // ranks_here, MAX_PROCESSES))
+    return max(1, min(_count_cpus() // ranks_here, MAX_PROCESSES))
+
+
+def file_size(path: str) -> int:
+    """Return the size of a file in bytes, 0 if there is none: reading it will say so."""
+    return os.path.getsize(path) if os.path.isfile(path) else 0
+
+
+def _count_cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):  # Linux: what this process may use, also in a container
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _blocks_of(rows: Iterable[RawRow]) -> Iterator[list[RawRow]]:

@@ -127,7 +127,7 @@ def _parse_list(path: Path, data: bytes, number: int) -> list[Any]:
         raise _malformed(path, number, error.msg, where) from error
     if not isinstance(rows, list):
         raise UserError(
-            f"'{path}' holds one JSON {type(rows).__name__}, not a list of rows.",
+            f"'{path}' holds a single JSON value, not a list of rows.",
             "Put the rows into a list, or write one row a line and name the file .jsonl.",
         )
     return rows

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 TRAINED, MASKED, IMAGE = "trained", "masked", "image"
 STYLES = {TRAINED: "green", MASKED: "dim", IMAGE: "bold cyan"}
+SKIPS_LOGGED = 10
 MARKS = {TRAINED: ("⟦", "⟧"), MASKED: ("", ""), IMAGE: ("", "")}  # where colours are not shown
 
 
@@ -69,11 +70,18 @@ def show(
 
 
 def _kept(rows: Iterator[ShownRow | Skip]) -> Iterator[ShownRow]:
-    for row in rows:
-        if isinstance(row, Skip):
-            log.warning("Skipped %s", row)
-        else:
-            yield row
+    skips = 0
+    try:
+        for row in rows:
+            if not isinstance(row, Skip):
+                yield row
+                continue
+            skips += 1
+            if skips <= SKIPS_LOGGED:
+                log.warning("Skipped %s", row)
+    finally:
+        if skips > SKIPS_LOGGED:
+            log.warning("Skipped %d more rows.", skips - SKIPS_LOGGED)
 
 
 def to_json(row: ShownRow) -> str:

@@ -208,6 +208,13 @@ def test_empty_data_is_an_error(
         build_dataset(settings, tokenizers["phi3"], None)
 
 
+def test_a_missing_file_is_an_error(
+    make_settings: MakeSettings, tokenizers: dict[str, Any]
+) -> None:
+    with pytest.raises(UserError, match="no.json' cannot be read: No such file"):
+        build_dataset(make_settings(data_path="no.json"), tokenizers["phi3"], None)
+
+
 def test_the_limit_is_a_share() -> None:
     skip = Skip("x, row 1", "1", "no_answer", "1 messages")
     check_skipped([skip], 100, 0.01)

@@ -24,6 +24,12 @@ from tests import tiny
 MakeSettings = Callable[..., Settings]
 
 
+@pytest.fixture(autouse=True)
+def forget_files() -> None:
+    """Let no test profit from the files that another one looked at."""
+    prepare._locate_once.cache_clear()
+
+
 def turns(question: str, *answers: str) -> list[dict[str, str]]:
     return [
         turn
@@ -109,11 +115,9 @@ def test_each_file_is_looked_at_once(
     rows = [{"id": i, "image": "2.png", "conversations": turns(IMAGE, "A.")} for i in range(9)]
     looked = Counter[str]()
     monkeypatch.setattr(prepare, "locate", lambda path, *_, **__: looked.update([path]))
-    prepare._locate_once.cache_clear()
     settings = make_settings(rows)
     plan = make_plan(settings, settings.datasets[0], tokenizers["phi3"], sees_images=True)
     list(prepare_blocks(plan, read_rows(plan.path), 1))
-    prepare._locate_once.cache_clear()
     assert looked == {"2.png": 1}
 
 

@@ -92,7 +92,7 @@ def test_reading_may_stop_early(tmp_path: Path) -> None:
         ('[{"a": 1}}]', r"x.json, row 2: malformed JSON"),
         ('{"a": 1}\n{"a": 2}', r"x.json, row 1: malformed JSON"),
         ("", r"x.json, row 1: malformed JSON"),
-        ('{"rows": []}', r"holds one JSON dict, not a list of rows"),
+        ('{"rows": []}', r"holds a single JSON value, not a list of rows"),
         (b'[{"a": "\xff"}]', r"x.json, row 1: malformed JSON"),
     ],
 )

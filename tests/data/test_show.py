@@ -54,6 +54,17 @@ def test_the_number_of_rows_is_that_of_good_ones(
     assert "rows.json, row 1: `conversations` is missing" in caplog.text
 
 
+def test_many_skips_are_summed_up(
+    make_settings: MakeSettings,
+    tokenizers: dict[str, Any],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        show(make_settings([{"id": "bad"}] * 14), tokenizers["phi3"])
+    assert len(caplog.messages) == 11
+    assert caplog.messages[-1] == "Skipped 4 more rows."
+
+
 def test_without_colours_the_trained_part_is_in_brackets(
     make_settings: MakeSettings, tokenizers: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
