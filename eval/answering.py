@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from PIL import Image
 
+from llava_tools.constants import IMAGE_TOKEN_ID
 from llava_tools.data.images import decode_image
 from llava_tools.data.render import render_prompt
 from llava_tools.data.sample import Turn
@@ -23,6 +25,8 @@ from llava_tools.model.generate import GenerationSettings, answer_text, generate
 
 if TYPE_CHECKING:
     from llava_tools.model.load import Assistant
+
+log = logging.getLogger(__name__)
 
 GREY = (128, 128, 128)
 
@@ -45,6 +49,7 @@ def answer_all(
     """
     turns = [[Turn("user", question.prompt)] for question in questions]
     prompts = [render_prompt(t, assistant.template, assistant.tokenizer) for t in turns]
+    _warn_of_long_rows(assistant, questions, prompts, settings.max_new_tokens)
     batches = plan(questions, [len(prompt) for prompt in prompts], batch_size)
     planned = [[questions[i] for i in batch] for batch in batches]
     with Features(assistant, table, planned, blank_images) as features:
@@ -57,6 +62,25 @@ def answer_all(
                 Answer(question.index, answer_text(assistant, row, settings), len(row))
                 for question, row in zip(members, ids, strict=True)
             ]
+
+
+def _warn_of_long_rows(
+    assistant: Assistant, questions: Sequence[Question], prompts: Sequence[Prompt], new_tokens: int
+) -> None:
+    """Name the rows that the model was not made for: it answers them, but hardly well."""
+    limit = getattr(assistant.model.llm.config, "max_position_embeddings", None)
+    more = assistant.model.num_patches - 1  # places that an image takes besides its own token
+    lengths = [len(p) + p.count(IMAGE_TOKEN_ID) * more + new_tokens for p in prompts]
+    long = [q for q, length in zip(questions, lengths, strict=True) if limit and length > limit]
+    if long:
+        log.warning(
+            "%d of %d rows are longer, answers included, than the model's context of %d tokens, "
+            "for example %s.",
+            len(long),
+            len(questions),
+            limit,
+            long[0].row.where,
+        )
 
 
 def plan(questions: Sequence[Question], lengths: Sequence[int], batch_size: int) -> list[list[int]]:

@@ -89,7 +89,7 @@ def read_predictions(path: str | Path) -> Predictions:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"There is no file '{path}'.", "Give a file of predictions.")
-    if path.suffix == ".jsonl":
+    if path.suffix.lower() == ".jsonl":
         lines = whole_lines(path)[0]
         found = read_jsonl(path, lines) if lines else Predictions(path, {})
     else:
@@ -105,12 +105,13 @@ def _from_table(path: Path) -> Predictions:
         ".tsv": lambda: read_delimited(path, "\t"),
         ".csv": lambda: read_delimited(path, ","),
     }
-    if path.suffix not in readers:
+    suffix = path.suffix.lower()
+    if suffix not in readers:
         raise UserError(
             f"'{path}' is no prediction file that can be read.",
             f"Known: .jsonl (ours), {', '.join(readers)}.",
         )
-    rows = readers[path.suffix]()
+    rows = readers[suffix]()
     missing = [name for name in ("index", "prediction") if rows and name not in rows[0]]
     if missing:
         raise UserError(

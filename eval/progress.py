@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 from types import TracebackType
 
 from rich.console import Console
@@ -64,4 +65,5 @@ class Rows:
         self.shown = time.monotonic()
         left = (self.total - self.done) / max(self.rate, 1e-9)
         text = f"{self.title}: {self.done}/{self.total} rows, {self.rate:.1f} rows/s"
-        self.console.print(f"{text}, ETA {left:.0f} s", highlight=False, soft_wrap=True)
+        eta = timedelta(seconds=round(left))
+        self.console.print(f"{text}, ETA {eta}", highlight=False, soft_wrap=True)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from llava_tools.errors import UserError
 from llava_tools.eval.answer_log import FILE_NAME, AnswerLog, check_fingerprint, saved_header
@@ -55,7 +56,7 @@ def evaluate(
     questions = [chosen.question(row) for row in table.rows]
     if can_score(questions):
         chosen.score(questions, {}, protocol)  # refuses a table that could not be scored
-    folder = Path(work_dir or Path("work_dirs") / Path(model_path).name / table.path.stem)
+    folder = Path(work_dir or Path("work_dirs") / Path(model_path).resolve().name / table.path.stem)
     fingerprint = {
         "benchmark": chosen.name,
         "data_md5": table.md5,
@@ -72,14 +73,7 @@ def evaluate(
             model_path, template=prompt_template, dtype=dtype, device=device, config=config
         )
     fingerprint |= model_fingerprint(assistant)
-    info = {
-        "model": str(model_path),
-        "format": assistant.format,
-        "device": str(assistant.model.device),
-        "batch_size": batch_size,
-        "generation": asdict(settings),
-        "versions": versions(),
-    }
+    info = _info(model_path, assistant, batch_size, settings)
     with AnswerLog(folder, fingerprint, info) as answers:
         _answer_rest(assistant, table, questions, settings, answers, batch_size, blank_images)
     found = read_predictions(folder / FILE_NAME)
@@ -94,6 +88,20 @@ def _settings(
         if value < 1:
             raise UserError(f"{name} is {value}.", "It must be at least 1.")
     return GenerationSettings(max_new_tokens=tokens, stop_words=tuple(stop_words))
+
+
+def _info(
+    model_path: str | Path, assistant: Assistant, batch_size: int, settings: GenerationSettings
+) -> dict[str, Any]:
+    """Return what is worth knowing of a run and does not keep it from being resumed."""
+    return {
+        "model": str(model_path),
+        "format": assistant.format,
+        "device": str(assistant.model.device),
+        "batch_size": batch_size,
+        "generation": asdict(settings),
+        "versions": versions(),
+    }
 
 
 def _answer_rest(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -46,7 +46,7 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     md5: str
-    image_column: int = field(default=-1)
+    image_column: int = -1
 
     def picture_bytes(self, picture: Picture) -> bytes:
         """Read one picture from the file (safe from several threads at once)."""

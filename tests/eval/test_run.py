@@ -263,6 +263,17 @@ def test_a_table_that_cannot_be_scored_is_refused_before_any_answer(run: Kit) ->
     assert not (run.root / "work").exists()
 
 
+def test_rows_longer_than_the_context_are_named(run: Kit, caplog: Any) -> None:
+    run("short")
+    assert "context" not in caplog.text
+    rows = [{**row, "hint": "very " * 120 if row["index"] == 3 else ""} for row in tables.small()]
+    run("long", data=tables.write(run.root / "long.tsv", rows))
+    assert (
+        "1 of 18 rows are longer, answers included, than the model's context of 512" in caplog.text
+    )
+    assert "(index 3)" in caplog.text
+
+
 def test_a_text_model_is_named(run: Kit) -> None:
     run.assistant.image_processor = None
     with pytest.raises(UserError, match="is a text model and cannot look at images"):
