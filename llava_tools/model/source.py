@@ -8,6 +8,7 @@ hf      transformers' LlavaForConditionalGeneration, or any causal LM without vi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from llava_tools.errors import UserError
 from llava_tools.model.assembly import NOTES, Source, assemble
 from llava_tools.model.lazy import LazyTensor
 from llava_tools.model.openers import open_hf, open_llava, open_pth, open_xtuner
-from llava_tools.model.parts import read_llm, read_projector, read_vision
+from llava_tools.model.parts import read_llm, read_projector, read_vision, resolve_folder
 from llava_tools.model.trained import SUFFIXES, read_checkpoint
 from llava_tools.model.weights import read_json
 from llava_tools.model.zero import is_zero_dir
@@ -69,19 +70,28 @@ def _no_model(path: Path, found: str) -> UserError:
 def open_source(
     path: str | Path, config: str | None = None, overrides: Sequence[str] = ()
 ) -> Source:
-    """Open a model for conversion or inference; nothing is read before it is asked for.
+    """Open a model (a path, or a hub id) for conversion or inference; weights are read lazily.
 
     `config` is the config of the run, for a checkpoint without a config.py beside it and for an
     xtuner folder that holds only what was trained; `overrides` are its `key=value` changes.
 
     Raises UserError when it cannot be recognised, or is incomplete.
     """
+    path = _local(path)
     kind = detect(path)
     if kind == "pth":
         return open_pth(Path(path), config, overrides)
     if kind == "xtuner":
         return open_xtuner(Path(path), config, overrides)
     return open_llava(Path(path)) if kind == "llava" else open_hf(Path(path))
+
+
+def _local(path: str | Path) -> Path:
+    """Return the folder of a hub id, any other path as it is."""
+    named = re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and not str(path).endswith(SUFFIXES)
+    if named and not Path(path).parent.exists():
+        return resolve_folder(path)
+    return Path(path).expanduser()
 
 
 def open_parts(llm: str | Path, vision: str | Path, projector: str | Path) -> Source:
@@ -95,6 +105,7 @@ def inspect(path: str | Path, config: str | None = None) -> dict[str, Any]:
 
     Of a checkpoint without a config, what was trained is all that can be told.
     """
+    path = _local(path)
     kind = detect(path)
     beside = Path(path).parent / "config.py"
     if kind == "pth" and config is None and not beside.is_file():

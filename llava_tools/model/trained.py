@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 from llava_tools.errors import UserError
 from llava_tools.model.keymap import convert
 from llava_tools.model.lazy import LazyTensor
+from llava_tools.model.lora import merge_lora
 from llava_tools.model.safe_pickle import read_pickle
 from llava_tools.model.tables import CHECKPOINT_READ
 from llava_tools.model.weights import read_tensors
@@ -73,12 +73,12 @@ def overlay(
     settings: Settings,
     where: str,
 ) -> dict[str, LazyTensor]:
-    """Return the tensors of the base parts with the trained ones in their place.
+    """Return the tensors of the base parts with the trained ones in their place, LoRA merged.
 
     Raises UserError when a trained tensor fits no place, and when a part that the settings train
     is missing or incomplete: exporting the base's weights instead would be a silent failure.
     """
-    _refuse_adapters(trained, where)
+    trained = merge_lora(base, trained, settings, where)
     for name, tensor in trained.items():
         if name.startswith("projector."):
             continue
@@ -106,12 +106,3 @@ def overlay(
                 "Give the config of the run that wrote the checkpoint.",
             )
     return {**base, **trained}
-
-
-def _refuse_adapters(trained: Mapping[str, LazyTensor], where: str) -> None:
-    adapters = [name for name in trained if re.search(r"\.(lora_\w+|modules_to_save)\.", name)]
-    if adapters:
-        raise UserError(
-            f"{where} is the checkpoint of a LoRA run ({adapters[0]}).",
-            "Converting LoRA checkpoints is not supported yet; train the part in full.",
-        )

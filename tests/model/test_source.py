@@ -178,12 +178,7 @@ def test_a_config_that_does_not_fit_its_checkpoint_is_an_error(parts: Path, tmp_
         open_source(run)
 
 
-def test_adapters_are_refused(parts: Path, tmp_path: Path) -> None:
-    run = make_run(tmp_path / "a", parts, trains=())
-    name = "llm.base_model.model.model.layers.0.self_attn.qkv_proj.lora_A.default.weight"
-    resave(run, lambda state: state.update({name: torch.ones(2, 32)}))
-    with pytest.raises(UserError, match="the checkpoint of a LoRA run"):
-        open_source(run)
+def test_adapters_kept_apart_are_refused(parts: Path, tmp_path: Path) -> None:
     folder = copy(parts, "vicuna", tmp_path / "x")
     (folder / "projector").mkdir()
     (folder / "llm_adapter").mkdir()
@@ -257,7 +252,9 @@ def test_names_of_the_hub_come_from_its_cache(
     (repository / "refs/main").write_text("abc")
     shutil.copytree(parts / "phi3", repository / "snapshots/abc")
     assert resolve_folder("someone/model") == repository / "snapshots/abc"
-    assert len(open_source(resolve_folder("someone/model")).tensors) == 15
+    assert len(open_source("someone/model").tensors) == 15
+    with pytest.raises(UserError, match="'someone/other' is no folder, and there is no such model"):
+        open_source("someone/other")
 
 
 def test_a_file_that_changes_under_the_reader_is_an_error(parts: Path, tmp_path: Path) -> None:

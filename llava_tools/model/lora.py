@@ -1,0 +1,101 @@
+"""LoRA adapters in a checkpoint, merged into the weights that they were trained on.
+
+The base is read as it was published, so an adapter trained on a quantized base (QLoRA) is merged
+into the unquantized weights.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+
+from llava_tools.errors import UserError
+from llava_tools.model.lazy import LazyTensor
+from llava_tools.model.tables import VISION
+
+if TYPE_CHECKING:
+    from llava_tools.config import Settings
+
+_ADAPTED = re.compile(r"(llm|visual_encoder)(?:\.vision_model)?\.base_model\.model\.(.+)")
+_FACTOR = re.compile(r"(.+)\.lora_([AB])\.default\.weight")
+_DEFAULT_ALPHA = 8  # peft's
+
+
+def merge_lora(
+    base: Mapping[str, LazyTensor],
+    trained: Mapping[str, LazyTensor],
+    settings: Settings,
+    where: str,
+) -> dict[str, LazyTensor]:
+    """Return `trained` with merged weights W + alpha / r * B A (in fp32) in place of adapters.
+
+    Raises UserError when adapter and settings do not belong together, or when the adapter holds
+    more than the two factors of linear layers.
+    """
+    merged: dict[str, LazyTensor] = {}
+    factors: dict[str, dict[str, LazyTensor]] = {}
+    for name, tensor in trained.items():
+        adapted = _ADAPTED.fullmatch(name)
+        if adapted is None:
+            merged[name] = tensor
+            continue
+        factor = _FACTOR.fullmatch(adapted[2])
+        if factor is None:
+            raise UserError(
+                f"{where} has a kind of adapter that cannot be merged: {name}.",
+                "Train with bias='none' and without modules_to_save.",
+            )
+        path = factor[1].removeprefix("vision_model.")
+        prefix = "llm." if adapted[1] == "llm" else VISION
+        factors.setdefault(f"{prefix}{path}.weight", {})[factor[2]] = tensor
+    _check_settings(factors, settings, where)
+    for target, pair in factors.items():
+        lora = settings.llm_lora if target.startswith("llm.") else settings.visual_encoder_lora
+        alpha = float((lora or {}).get("lora_alpha", _DEFAULT_ALPHA))
+        merged[target] = _merged(base, target, pair, alpha, where)
+    return merged
+
+
+def _check_settings(
+    factors: Mapping[str, Mapping[str, LazyTensor]], settings: Settings, where: str
+) -> None:
+    for part, lora in (
+        ("llm", settings.llm_lora),
+        ("visual_encoder", settings.visual_encoder_lora),
+    ):
+        held = any(target.startswith(f"{part}.") for target in factors)
+        if held != bool(lora):
+            what = "holds an adapter, but the config has no" if held else "lacks the adapter of"
+            raise UserError(
+                f"{where} {what} {part}_lora.",
+                "Give the config of the run that wrote the checkpoint.",
+            )
+
+
+def _merged(
+    base: Mapping[str, LazyTensor],
+    target: str,
+    pair: Mapping[str, LazyTensor],
+    alpha: float,
+    where: str,
+) -> LazyTensor:
+    if set(pair) != {"A", "B"}:
+        raise UserError(
+            f"{where} holds only half of the adapter of {target}.", "The checkpoint is damaged."
+        )
+    down, up = pair["A"], pair["B"]
+    if target not in base or base[target].shape != (*up.shape[:1], *down.shape[1:]):
+        raise UserError(
+            f"{where}: the adapter of {target} does not fit the config's models.",
+            "Give the config of the run that wrote the checkpoint.",
+        )
+    weight, scale = base[target], alpha / down.shape[0]
+
+    def read() -> torch.Tensor:
+        delta = up.read().float() @ down.read().float()
+        return weight.read().float() + scale * delta
+
+    return LazyTensor(weight.shape, torch.float32, read)
