@@ -21,6 +21,8 @@ datasets = [
         follow_links=True,  # the published tree links to the folders of the other data sets
         pad_image_to_square=True,
         rows=rows,
+        # This file alone names its images without saying `<image>`; XTuner trains it as text.
+        format="llava_add_image_token" if name == "llava_instruct_150k_zh" else "llava",
     )
     for name, folder, rows in _sets
 ]

@@ -1,4 +1,4 @@
-"""From the rows of a data file to samples: one function a format (LLaVA's so far).
+"""From the rows of a data file to samples: one function a format (LLaVA's and a variant so far).
 
 LLaVA's row: `id`, optional `image` (a path or a list of paths, relative to `image_folder`), and
 `conversations`, a list of `{"from": "human" | "gpt", "value": text}`.
@@ -7,6 +7,8 @@ LLaVA's row: `id`, optional `image` (a path or a list of paths, relative to `ima
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +51,13 @@ def get_format(name: str) -> Callable[[Any, str], Sample | Skip]:
     return FORMATS[name]
 
 
-def llava_sample(row: Any, where: str) -> Sample | Skip:
+def llava_sample(row: Any, where: str, *, add_image_token: bool = False) -> Sample | Skip:
     """Return the sample of a LLaVA row, or why it cannot be used.
 
     XTuner's rules: answers before the first question are dropped, consecutive questions joined,
     a last question without an answer dropped; `<image>` moves to the front of its message.
+    With `add_image_token`, a row whose text nowhere says `<image>` gets its images in front of
+    the first question (InternVL's rule), where it would be skipped otherwise.
     """
     name = str(row.get("id", where)) if isinstance(row, dict) else where
     try:
@@ -61,6 +65,9 @@ def llava_sample(row: Any, where: str) -> Sample | Skip:
             raise _Unusable("not_an_object", f"found {type(row).__name__}")
         images = _images(row.get("image"))
         turns, mended = _pair(_messages(row.get("conversations")))
+        if add_image_token and images and not any(IMAGE_TOKEN in t.text for t in turns):
+            turns = _with_images(turns, len(images))
+            mended.append("image_token_added")
         _check_images(turns, images)
     except _Unusable as problem:
         return Skip(where, name, problem.reason, problem.detail)
@@ -127,6 +134,13 @@ def image_first(text: str) -> str:
     return (f"{IMAGE_TOKEN}\n" * count + text.replace(IMAGE_TOKEN, "").strip()).strip()
 
 
+def _with_images(turns: list[Turn], count: int) -> list[Turn]:
+    """Put `count` image tokens in front of the first question."""
+    first = next(i for i, turn in enumerate(turns) if turn.role == "user")
+    text = f"{IMAGE_TOKEN}\n" * count + turns[first].text
+    return [*turns[:first], replace(turns[first], text=text), *turns[first + 1 :]]
+
+
 def _check_images(turns: list[Turn], images: tuple[str, ...]) -> None:
     counts = {"user": 0, "assistant": 0, "system": 0}
     for turn in turns:
@@ -142,4 +156,8 @@ def _check_images(turns: list[Turn], images: tuple[str, ...]) -> None:
         raise _Unusable("image_count", f"{tokens} {IMAGE_TOKEN} for {len(images)} images")
 
 
-FORMATS: dict[str, Callable[[Any, str], Sample | Skip]] = {"llava": llava_sample}
+FORMATS: dict[str, Callable[[Any, str], Sample | Skip]] = {
+    "llava": llava_sample,
+    # for files such as llava_instruct_150k_zh.jsonl, which name images and never say where
+    "llava_add_image_token": partial(llava_sample, add_image_token=True),
+}

@@ -33,6 +33,7 @@ MENDED_REASONS = {
     "questions_merged": "consecutive questions were joined",
     "empty_question": "an answer without a question of its own",
     "question_unanswered": "a last question without an answer was dropped",
+    "image_token_added": "`<image>` was put in front of the first question",
     "answer_cut": "the last answer is cut off at max_length",
 }
 

@@ -153,3 +153,16 @@ def test_list_and_lines_give_the_same_samples(tmp_path: Path) -> None:
 def test_an_unknown_format_names_the_nearest() -> None:
     with pytest.raises(UserError, match="Unknown data format 'lava'.\nDid you mean 'llava'"):
         get_format("lava")
+
+
+def test_images_that_no_text_mentions_are_put_first_where_the_format_says_so() -> None:
+    turns = [{"from": "human", "value": "Was ist das?"}, {"from": "gpt", "value": "Ein Hund."}]
+    row = {"id": 1, "image": ["a.jpg", "b.jpg"], "conversations": turns}
+    read = get_format("llava_add_image_token")
+    sample = read(row, "x.jsonl, row 1")
+    assert isinstance(sample, Sample)
+    assert sample.turns[0].text == "<image>\n<image>\nWas ist das?"
+    assert sample.mended == ("image_token_added",)
+    assert isinstance(get_format("llava")(row, "x.jsonl, row 1"), Skip)
+    wrong = {**row, "conversations": [{"from": "human", "value": "<image>?"}, turns[1]]}
+    assert isinstance(read(wrong, "x.jsonl, row 1"), Skip)
