@@ -43,6 +43,7 @@ def assemble(
     notes: Mapping[str, Any],
     tower: str | None = None,
 ) -> Source:
+    """Put the parts together. Raises UserError when one is missing or of another model."""
     tensors = dict(llm.tensors)
     if (vision is None) != (projector is None):
         there, absent = (

@@ -49,7 +49,8 @@ class LlavaModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """The device of the LLM's embeddings, where inputs go."""
-        return next(self.llm.get_input_embeddings().parameters()).device
+        device: torch.device = next(self.llm.get_input_embeddings().parameters()).device
+        return device
 
     @property
     def num_patches(self) -> int:

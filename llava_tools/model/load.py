@@ -173,7 +173,7 @@ def assemble(source: Source, dtype: torch.dtype) -> LlavaModel:
     llm = _empty_llm(source.llm_config, dtype)
     tower = projector = None
     if source.vision_config is not None and source.projector_config is not None:
-        kind = TOWERS[source.vision_config["model_type"]]
+        kind: Any = TOWERS[source.vision_config["model_type"]]
         tower = VisualEncoder(kind(kind.config_class(**source.vision_config))).to(dtype)
         projector = Projector.from_config(source.projector_config).to(dtype)
     model = LlavaModel(llm, tower, projector, source.visual_select_layer)

@@ -45,6 +45,7 @@ def _load_settings(path: Path, config: str | None, overrides: Sequence[str]) -> 
 
 
 def open_pth(path: Path, config: str | None, overrides: Sequence[str]) -> Source:
+    """Open a training checkpoint: the trained parts over the base models of its config."""
     if path.suffix == ".pt" and is_zero_dir(path.parent):
         path = path.parent
     settings = _load_settings(path, config, overrides)
@@ -76,6 +77,7 @@ def open_pth(path: Path, config: str | None, overrides: Sequence[str]) -> Source
 
 
 def open_xtuner(path: Path, config: str | None, overrides: Sequence[str]) -> Source:
+    """Open an xtuner folder; parts that were frozen and left out come from the config."""
     adapters = [n for n in ("llm_adapter", "visual_encoder_adapter") if (path / n).is_dir()]
     if adapters:
         raise UserError(
@@ -105,6 +107,7 @@ def open_xtuner(path: Path, config: str | None, overrides: Sequence[str]) -> Sou
 
 
 def open_llava(path: Path) -> Source:
+    """Open haotian-liu/LLaVA's folder; a tower that is not in it comes from `mm_vision_tower`."""
     config = read_json(path / "config.json")
     kind, where = str(config.get("mm_projector_type", "linear")), f"'{path}'"
     if kind != "linear" and not re.fullmatch(r"mlp[0-9]+x_gelu", kind):
@@ -136,6 +139,7 @@ def open_llava(path: Path) -> Source:
 
 
 def open_hf(path: Path) -> Source:
+    """Open LlavaForConditionalGeneration's folder, or that of a causal LM alone."""
     config = read_json(path / "config.json")
     if config.get("model_type") != "llava":
         return assemble(path, "hf", read_llm(path), None, None, read_notes(path))

@@ -141,7 +141,8 @@ def load_pretrained(model: LlavaModel, path: str) -> None:
 
 def _checkpoint_activations(model: LlavaModel) -> None:
     """Recompute activations in the backward pass of every part that has one."""
-    for part in (model.llm, model.visual_encoder and model.visual_encoder.vision_model):
+    tower: Any = model.visual_encoder
+    for part in (model.llm, None if tower is None else tower.vision_model):
         if part is not None and hasattr(part, "activation_checkpointing_enable"):
             part.activation_checkpointing_enable()
 

@@ -34,7 +34,7 @@ class PlainEngine:
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
         """Add the gradients of `loss`."""
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
 
     def step(self, lr: float) -> float:
         """Clip, update at learning rate `lr`, clear; return the gradient norm before clipping."""

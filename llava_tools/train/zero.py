@@ -120,7 +120,9 @@ def init_distributed() -> None:
         dist.init_process_group(backend)
     else:
         os.environ.setdefault("LOCAL_RANK", "0")  # deepspeed looks for mpi4py otherwise
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        # A store in memory: a single process needs no port, and so cannot clash over one.
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
 
 
 def local_device() -> torch.device:
