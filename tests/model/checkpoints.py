@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,14 @@ def make_run(
     }
     (folder / "config.py").write_text("".join(f"{k} = {v!r}\n" for k, v in values.items()))
     return folder / "iter_1.pth"
+
+
+def resave(run: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
+    """Change the state dict of a checkpoint in place."""
+    saved = torch.load(run, weights_only=True)
+    change(saved["state_dict"])
+    torch.save(saved, run)
+    return run
 
 
 def changed(tensors: Mapping[str, LazyTensor]) -> dict[str, torch.Tensor]:
