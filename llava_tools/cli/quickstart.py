@@ -9,9 +9,12 @@ from typer import Option
 
 
 def quickstart(
-    work_dir: Annotated[Path, Option(help="Where to write.")] = Path("work_dirs/quickstart"),
-) -> None:
+    work_dir: Annotated[
+        Path, Option(help="Where to write; an unfinished quickstart there goes on.")
+    ] = Path("work_dirs/quickstart"),
+    seed: Annotated[int, Option(min=0, help="Seed of everything.")] = 0,
+) -> int:
     """Train, convert, chat with and evaluate a tiny LLaVA on handwritten digits, in minutes."""
     from llava_tools.quickstart.run import quickstart
 
-    quickstart(work_dir)
+    return quickstart(work_dir, seed)

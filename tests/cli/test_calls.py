@@ -90,6 +90,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("mmbench llm --llava dir --visual-encoder clip --data-path d", SESSION, {"llava": "dir"}),
     (f"log-dataset {CFG}", "config:load_settings", {"check_files": False, "overrides": []}),
     # ours
+    ("quickstart --work-dir w --seed 2", "quickstart.run:quickstart", {"work_dir": Path("w")}),
     (
         f"data show {CFG} --cfg-options datasets.0.max_rows=3",
         "config:load_settings",
