@@ -17,6 +17,7 @@ import llava_tools.config
 from llava_tools.cli.app import command
 from llava_tools.cli.entry import run
 from llava_tools.cli.grammar import ALIASES, hyphens
+from llava_tools.errors import UserError
 
 RECIPE = "llava_phi3_mini_4k_instruct_clip_vit_large_p14_336_e1_gpu8_pretrain"
 HEAVY = {"torch", "transformers", "deepspeed", "mmengine", "pydantic", "rich", "numpy", "PIL"}
@@ -151,6 +152,14 @@ def test_debug_shows_where(
     monkeypatch.setattr(llava_tools.config, "recipes", raising(ValueError("here")))
     assert run(arguments) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_message_of_several_lines_becomes_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llava_tools.config, "recipes", raising(UserError("one\ntwo", "do\nthis")))
+    assert run(["config", "list"]) == 2
+    assert error_lines(capsys) == ["Error: one two", "do this"]
 
 
 def test_a_full_disk_is_no_bug(

@@ -83,9 +83,8 @@ def _explain(error: Exception) -> int:
         place = f": {error.filename}" if error.filename else ""
         _say(f"Error: {error.strerror}{place}", SYSTEM_ERRORS[error.errno])
         return 2
-    text = " ".join(str(error).split())
     _say(
-        f"This is a bug in llava-tools: {type(error).__name__}: {text}",
+        f"This is a bug in llava-tools: {type(error).__name__}: {error}",
         "Run the command again with --debug to see where, and please report it.",
     )
     return 1
@@ -131,4 +130,5 @@ def _log_to_stderr() -> Iterator[None]:
 
 
 def _say(*lines: str) -> None:
-    sys.stderr.write("".join(f"{line}\n" for line in lines if line))
+    """Write each text as one line; what libraries report may have several."""
+    sys.stderr.write("".join(f"{' '.join(line.splitlines())}\n" for line in lines if line))
