@@ -6,6 +6,7 @@ llava-tools convert work_dirs/run/iter_5198.pth llava-phi3-hf --to hf --verify
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -133,12 +134,14 @@ def choose_dtype(source: Source, name: str | None) -> torch.dtype:
 
 def notes(source: Source, to: str) -> dict[str, Any]:
     """Return llava_tools.json: how the model was trained, which no other file says."""
+    tower = source.visual_encoder_name
     return {
         "format": to,
         "prompt_template": source.prompt_template,
         "visual_select_layer": source.visual_select_layer,
         "pad_image_to_square": source.pad_image_to_square,
-        "visual_encoder": source.visual_encoder_name,
+        # A name of the hub says which architecture it is; a path of this machine says nothing.
+        "visual_encoder": tower if tower and re.fullmatch(r"[\w.-]+/[\w.-]+", tower) else None,
         "llava_tools_version": __version__,
     }
 

@@ -51,9 +51,9 @@ def add_image_tokens(source: Source, folder: Path) -> tuple[int, int]:
     if not (folder / "tokenizer.json").is_file():
         (folder / "tokenizer.json").write_text(_built_tokenizer(source.tokenizer_dir), "utf-8")
     content = read_json(folder / "tokenizer.json")
-    added = content["added_tokens"]
+    top = max(_tokenizer(folder).get_vocab().values(), default=-1)
+    added = content.setdefault("added_tokens", [])
     ids = {token["content"]: token["id"] for token in added}
-    top = max([*Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab().values(), -1])
     for token in (IMAGE_TOKEN, PAD_TOKEN):
         if token not in ids:
             top = ids[token] = top + 1
@@ -81,10 +81,10 @@ _FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": 
 
 
 def generation_config(source: Source) -> dict[str, Any]:
-    """Return generation_config.json: greedy, with every token that ends an answer.
+    """Return generation_config.json with every token that ends an answer.
 
     Those of the base model, and those of the prompt template: without `<|end|>` or `<|eot_id|>`
-    a model never stops.
+    a model never stops. The base's sampling settings stay with text models only.
     """
     path = source.tokenizer_dir / "generation_config.json"
     held = read_json(path) if path.is_file() else {}
@@ -93,9 +93,12 @@ def generation_config(source: Source) -> dict[str, Any]:
         ends += value if isinstance(value, list) else [] if value is None else [value]
     ends += end_tokens(source)
     unique = list(dict.fromkeys(int(token) for token in ends))
-    config = {key: held.get(key, source.llm_config.get(key)) for key in ("bos_token_id",)}
+    drop = ("transformers_version", "_from_model_config")
+    kept = {key: value for key, value in held.items() if key not in drop}
+    config = kept if source.vision_config is None else {}
+    for key in ("bos_token_id", "pad_token_id"):
+        config[key] = held.get(key, source.llm_config.get(key))
     config["eos_token_id"] = unique[0] if len(unique) == 1 else unique or None
-    config["pad_token_id"] = held.get("pad_token_id", source.llm_config.get("pad_token_id"))
     return {key: value for key, value in config.items() if value is not None}
 
 
@@ -119,9 +122,18 @@ def end_tokens(source: Source) -> list[int]:
         return []
     if not (source.tokenizer_dir / "tokenizer.json").is_file():
         return []  # a plain SentencePiece model has no control tokens beyond its own end token
-    tokenizer = Tokenizer.from_file(str(source.tokenizer_dir / "tokenizer.json"))
+    tokenizer = _tokenizer(source.tokenizer_dir)
     ids = [tokenizer.token_to_id(word) for word in template.stop_words]
     return [token for token in ids if token is not None]
+
+
+def _tokenizer(folder: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # the tokenizers library raises nothing more precise
+        raise UserError(
+            f"'{folder / 'tokenizer.json'}' cannot be read: {error}", "Copy the file again."
+        ) from error
 
 
 def _built_tokenizer(folder: Path) -> str:

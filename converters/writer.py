@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import re
@@ -40,17 +41,17 @@ def new_folder(
 ) -> Iterator[Path]:
     """Yield an empty folder beside `target` that takes its name when the block ends well.
 
-    On any error or Ctrl-C it is removed; a kill leaves it under a hidden name, for the next run to
-    remove. `sources` are folders that are being read, `need` the bytes to come.
+    On any error or Ctrl-C it is removed; a kill leaves it under a hidden name, which the next run
+    cleans up. `sources` are folders that are being read, `need` the bytes to come.
 
     Raises UserError: the target is there, is or holds a source, or its disk is full.
     """
+    _clean_up(target)
     _check_target(target, overwrite, sources)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     replaced = partial.with_suffix(".replaced")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(target)
         if (free := shutil.disk_usage(target.parent).free) < need:
             raise OSError(errno.ENOSPC, f"{need} bytes are needed, {free} are free")
         partial.mkdir()
@@ -69,7 +70,7 @@ def new_folder(
         raise UserError(f"Could not write '{target}': {error}", "Nothing was written.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
+        _settle(replaced, target)
 
 
 def _check_target(target: Path, overwrite: bool, sources: Iterable[Path]) -> None:
@@ -93,12 +94,24 @@ def _check_target(target: Path, overwrite: bool, sources: Iterable[Path]) -> Non
         )
 
 
-def _remove_stale(target: Path) -> None:
-    """Remove what killed runs left beside the target."""
-    for path in target.parent.glob(f".{target.name}.*.partial"):
-        number = path.suffixes[-2].removeprefix(".") if len(path.suffixes) > 1 else ""
-        if number.isdecimal() and not _alive(int(number)):
+def _clean_up(target: Path) -> None:
+    """Remove what killed runs left beside the target, and put back what they had moved away."""
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.([0-9]+)\.(partial|replaced)")
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*"):
+        found = pattern.fullmatch(path.name)
+        if found is None or _alive(int(found[1])):
+            continue
+        if found[2] == "replaced":
+            _settle(path, target)
+        else:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _settle(replaced: Path, target: Path) -> None:
+    """Remove the folder that was replaced, or put it back when nothing took its place."""
+    if replaced.exists() and not target.exists():
+        replaced.rename(target)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _alive(pid: int) -> bool:

@@ -35,19 +35,21 @@ if TYPE_CHECKING:
 def _load_settings(path: Path, config: str | None, overrides: Sequence[str]) -> Settings:
     from llava_tools.config import load_settings
 
-    beside = path.parent / "config.py"
-    if config is None and not beside.is_file():
+    if config is None:
         raise UserError(
             f"'{path}' holds only what was trained; which models it started from is unknown.",
             "Give the config of the run with --config.",
         )
-    return load_settings(config or str(beside), overrides)
+    return load_settings(config, overrides)
 
 
 def open_pth(path: Path, config: str | None, overrides: Sequence[str]) -> Source:
     """Open a training checkpoint: the trained parts over the base models of its config."""
     if path.suffix == ".pt" and is_zero_dir(path.parent):
         path = path.parent
+    beside = path.parent / "config.py"
+    if config is None and beside.is_file():
+        config = str(beside)
     settings = _load_settings(path, config, overrides)
     llm = read_llm(settings.llm_name_or_path)
     tower = settings.visual_encoder_name_or_path
@@ -88,7 +90,8 @@ def open_xtuner(path: Path, config: str | None, overrides: Sequence[str]) -> Sou
     whole = has_weights(path), (path / "visual_encoder").is_dir()
     notes = read_notes(path)
     if not all(whole):  # XTuner leaves frozen parts out
-        settings = _load_settings(path / "projector", config, overrides)
+        # A config that lies in the folder is not taken: it would be foreign code.
+        settings = _load_settings(path, config, overrides)
         if not whole[0]:
             names["llm"] = settings.llm_name_or_path
         if not whole[1]:
@@ -144,7 +147,8 @@ def open_hf(path: Path) -> Source:
     if config.get("model_type") != "llava":
         return assemble(path, "hf", read_llm(path), None, None, read_notes(path))
     layer = config.get("vision_feature_layer", -2)
-    kind = str(config["vision_config"].get("model_type", "clip_vision_model"))
+    nested = dict(config.get("vision_config") or {})
+    kind = str(nested.get("model_type", "clip_vision_model"))
     strategy = "full" if kind.startswith("siglip") else "default"
     found = config.get("vision_feature_select_strategy", "default")
     if not isinstance(layer, int) or found != strategy:
@@ -155,14 +159,14 @@ def open_hf(path: Path) -> Source:
     tensors = convert(read_weights(path), HF_READ, f"'{path}'")
     vision = Part(
         {name: value for name, value in tensors.items() if name.startswith("visual_encoder.")},
-        vision_defaults(dict(config["vision_config"]) | {"model_type": kind}),
+        vision_defaults(nested | {"model_type": kind}),
         path,
         read_image_processor(path),
     )
     notes = {"visual_select_layer": layer} | read_notes(path)
     text = _text_defaults(config) | {"tie_word_embeddings": "llm.lm_head.weight" not in tensors}
     act = str(config.get("projector_hidden_act", "gelu"))
-    tower = notes.get("visual_encoder") or config["vision_config"].get("_name_or_path")
+    tower = notes.get("visual_encoder") or nested.get("_name_or_path")
     return from_whole(path, "hf", tensors, text, vision, act, notes, tower)
 
 

@@ -40,20 +40,22 @@ def for_both_generations(config: Mapping[str, Any], dtype: str) -> dict[str, Any
     A reader of version 4 that finds `rope_parameters` alone falls back to rope_theta 10000 without
     a word, and the model answers nonsense. `dtype` is torch's name, such as float16.
     """
+    names = {"torch_dtype": dtype, "dtype": dtype}
+    kept = {k: v for k, v in config.items() if k not in ("_name_or_path", "transformers_version")}
+    new = config.get("rope_parameters") or {}
+    silent = not new and "rope_theta" not in config and not config.get("rope_scaling")
+    if silent or any(isinstance(value, dict) for value in new.values()):
+        return kept | names  # no rotary positions, the default, or several kinds of them
     rope = rope_parameters(config)
     kind = rope["rope_type"]
     scaling = {k: v for k, v in rope.items() if k not in ("rope_theta", "partial_rotary_factor")}
     if kind in ("linear", "dynamic"):  # releases before 4.43 take these two keys and no other
         scaling = {"type": kind, "factor": rope["factor"]}
-    both = dict(config) | {
+    both = kept | {
         "rope_theta": rope["rope_theta"],
         "rope_scaling": None if kind == "default" else scaling,
         "rope_parameters": rope,
-        "torch_dtype": dtype,
-        "dtype": dtype,
     }
     if "partial_rotary_factor" in rope:
         both["partial_rotary_factor"] = rope["partial_rotary_factor"]
-    both.pop("_name_or_path", None)
-    both.pop("transformers_version", None)
-    return both
+    return both | names

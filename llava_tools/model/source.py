@@ -47,17 +47,11 @@ def detect(path: str | Path) -> str:
     config = read_json(path / "config.json")
     if "mm_vision_tower" in config or "mm_projector_type" in config:
         return "llava"
-    if config.get("model_type") == "llava" or any(_is_causal_lm(n) for n in _architectures(config)):
+    kind, names = str(config.get("model_type")), config.get("architectures") or []
+    causal = any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in names)
+    if kind == "llava" or causal or (not names and not kind.startswith(("clip", "siglip"))):
         return "hf"
-    raise _no_model(path, f"a model of type '{config.get('model_type')}'")
-
-
-def _architectures(config: Mapping[str, Any]) -> list[str]:
-    return [str(name) for name in config.get("architectures") or ["ForCausalLM"]]
-
-
-def _is_causal_lm(architecture: str) -> bool:
-    return architecture.endswith(("ForCausalLM", "LMHeadModel"))
+    raise _no_model(path, f"a model of type '{kind}'")
 
 
 def _no_model(path: Path, found: str) -> UserError:

@@ -20,6 +20,7 @@ from llava_tools.model.lazy import LazyTensor
 from llava_tools.model.safe_pickle import read_pickle
 
 Shapes = Sequence[dict[str, tuple[int, ...]]]
+_WEIGHTS = ("fp32_flat_groups", "single_partition_of_fp32_groups")
 
 
 def is_zero_dir(path: str | Path) -> bool:
@@ -54,7 +55,7 @@ def read_zero(path: str | Path) -> dict[str, LazyTensor]:
         return _without_optimizer(path, first, module)
     states = [_optimizer_state(path, rank) for rank in ranks]
     _check_ranks(path, states)
-    shapes: Shapes = [{n: tuple(s) for n, s in group.items()} for group in first["param_shapes"]]
+    shapes = _shapes(path, first)
     tensors = {name: module[name] for name in first.get("buffer_names", ()) if name in module}
     if "fp32_flat_groups" in states[0]:
         tensors |= _frozen_pieces(path, models)
@@ -62,9 +63,11 @@ def read_zero(path: str | Path) -> dict[str, LazyTensor]:
         tensors |= _by_parameter(path, {n: s for group in shapes for n, s in group.items()}, flat)
     else:
         tensors |= first.get("frozen_param_fragments") or {}
+        rows = [state["single_partition_of_fp32_groups"] for state in states]
+        if any(len(row) != len(shapes) for row in rows):
+            raise _wrong_size(path, len(shapes), len(rows[0]))
         for index, group in enumerate(shapes):
-            parts = [state["single_partition_of_fp32_groups"][index] for state in states]
-            tensors |= _by_group(path, group, parts)
+            tensors |= _by_group(path, group, [row[index] for row in rows])
     tensors |= {alias: tensors[name] for alias, name in _shared(first) if name in tensors}
     return tensors
 
@@ -86,14 +89,26 @@ def _load(file: Path) -> dict[str, Any]:
 
 
 def _optimizer_state(path: Path, rank: dict[str, Any]) -> dict[str, Any]:
-    state = rank.get("optimizer_state_dict")
-    keys = ("fp32_flat_groups", "single_partition_of_fp32_groups")
-    if not isinstance(state, dict) or not any(key in state for key in keys):
+    found = rank.get("optimizer_state_dict")
+    state: dict[str, Any] = found if isinstance(found, dict) else {}
+    held = [state[key] for key in _WEIGHTS if key in state]
+    if not held or not all(isinstance(x, LazyTensor) for x in held[0]) or not held[0]:
         raise UserError(
             f"'{path}': the optimizer files hold no fp32 weights of a ZeRO run.",
             "Checkpoints of ZeRO-1, 2 and 3 can be read.",
         )
     return state
+
+
+def _shapes(path: Path, first: dict[str, Any]) -> Shapes:
+    """Return the parameters' names and shapes by group, as the model states list them."""
+    try:
+        return [{n: tuple(s) for n, s in group.items()} for group in first["param_shapes"]]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"'{path}': the model states do not list the parameters' shapes.",
+            "Copy the *_model_states.pt again; they must come from a ZeRO run.",
+        ) from error
 
 
 def _check_ranks(path: Path, states: list[dict[str, Any]]) -> None:

@@ -144,11 +144,15 @@ def test_wrong_arguments_are_named(
     assert not (tmp_path / "x").exists()
 
 
-def test_neither_source_nor_base_is_overwritten(exported: Exported, parts: Path) -> None:
-    for target in (exported("vicuna", "xtuner"), parts / "clip"):
+def test_neither_source_nor_base_is_overwritten(
+    runs: dict[str, Path], exported: Exported, parts: Path
+) -> None:
+    folder, run = exported("vicuna", "xtuner"), runs["vicuna"]
+    targets = [(folder, folder), (run, parts / "clip"), (run, parts / "vicuna"), (run, run.parent)]
+    for source, target in targets:
         before = sorted(path.name for path in target.iterdir())
         with pytest.raises(UserError, match="is or holds what is being read"):
-            convert(exported("vicuna", "xtuner"), target, "hf", overwrite=True)
+            convert(source, target, "hf", overwrite=True)
         assert sorted(path.name for path in target.iterdir()) == before
 
 

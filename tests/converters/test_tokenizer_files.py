@@ -81,3 +81,22 @@ def test_without_a_name_the_template_is_what_the_tokenizer_implies(
     assert implied is not None and implied.name == "phi3_chat"
     vicuna = open_source(runs["vicuna"])
     assert template_of(replace(vicuna, prompt_template=None)) is None
+
+
+def test_a_broken_tokenizer_is_named(source: Source, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text('{"version": "1.0"}')
+    with pytest.raises(UserError, match="tokenizer.json' cannot be read"):
+        add_image_tokens(source, tmp_path)
+
+
+def test_sampling_settings_stay_with_text_models(runs: dict[str, Path], tmp_path: Path) -> None:
+    source = open_source(runs["llama3"])
+    origin = tmp_path / "origin"
+    shutil.copytree(source.tokenizer_dir, origin)
+    held = {"do_sample": True, "temperature": 0.6, "eos_token_id": 401, "transformers_version": "4"}
+    (origin / "generation_config.json").write_text(json.dumps(held))
+    source = replace(source, tokenizer_dir=origin)
+    assert "temperature" not in generation_config(source)
+    text = generation_config(replace(source, vision_config=None))
+    assert text["temperature"] == 0.6 and "transformers_version" not in text
+    assert text["eos_token_id"] == generation_config(source)["eos_token_id"] == [401, 404]

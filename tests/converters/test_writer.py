@@ -245,3 +245,28 @@ def test_a_kill_leaves_no_folder_and_the_next_run_cleans_up(tmp_path: Path) -> N
     with new_folder(tmp_path / "x") as folder:
         fill(folder)
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_what_was_moved_away_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "x"
+    with new_folder(target) as folder:
+        fill(folder)
+        (folder / "old").write_text("")
+    rename = Path.rename
+
+    def fail(self: Path, to: Path) -> Path:
+        if self.name.endswith(".partial"):
+            raise OSError(errno.EIO, "broken")
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(UserError, match="Could not write"), new_folder(target, overwrite=True) as f:
+        fill(f)
+    assert (target / "old").is_file() and len(list(tmp_path.iterdir())) == 1
+    monkeypatch.undo()
+    dead = subprocess.Popen(["true"])  # as after a kill between the two renames
+    dead.wait()
+    target.rename(tmp_path / f".x.{dead.pid}.replaced")
+    with pytest.raises(UserError, match="is there already"), new_folder(target):
+        raise AssertionError("must not start")
+    assert (target / "old").is_file() and len(list(tmp_path.iterdir())) == 1

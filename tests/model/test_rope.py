@@ -20,7 +20,6 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}},
         {"rope_theta": 5e5, "rope_type": "default"},
     ),
-    "silent": ({}, {"rope_theta": 1e4, "rope_type": "default"}),
     "linear, old": (
         {"rope_theta": 1e4, "rope_scaling": {"type": "linear", "factor": 2.0}},
         {"rope_theta": 1e4, "rope_type": "linear", "factor": 2.0},
@@ -46,6 +45,14 @@ def test_either_generation_is_read_and_both_are_written(name: str) -> None:
     assert read.rope_parameters["rope_theta"] == wanted["rope_theta"]
     assert read.rope_parameters["rope_type"] == wanted["rope_type"]
     assert read.rope_parameters.get("factor") == wanted.get("factor")
+
+
+def test_what_is_not_understood_is_left_alone() -> None:
+    assert rope_parameters({}) == {"rope_theta": 1e4, "rope_type": "default"}
+    several = {"rope_parameters": {"full_attention": {"rope_theta": 1e6}, "other": {}}}
+    for config in ({}, several):
+        names = {"torch_dtype": "float16", "dtype": "float16"}
+        assert for_both_generations(config, "float16") == config | names
 
 
 def test_old_readers_get_the_two_keys_they_allow() -> None:

@@ -139,6 +139,14 @@ def test_other_optimizer_files_are_an_error(tmp_path: Path) -> None:
         read_zero(folder)
 
 
+def test_model_states_without_shapes_are_an_error(tmp_path: Path) -> None:
+    folder = zero2(tmp_path / "iter_1.pth", 2)
+    for broken in ({}, {"param_shapes": None}, {"param_shapes": [3]}):
+        torch.save(broken, folder / "mp_rank_00_model_states.pt")
+        with pytest.raises(UserError, match="do not list the parameters' shapes"):
+            read_zero(folder)
+
+
 def test_a_state_file_of_another_kind_is_an_error(tmp_path: Path) -> None:
     folder = zero2(tmp_path / "iter_1.pth", 2)
     torch.save([1], folder / "mp_rank_00_model_states.pt")
