@@ -109,9 +109,9 @@ def read_pickle(path: str | Path) -> Any:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"No checkpoint file '{path}'.", "Check the path.")
-    if not zipfile.is_zipfile(path):
-        return _read_legacy(path)
     try:
+        if not zipfile.is_zipfile(path):
+            return _read_legacy(path)
         with zipfile.ZipFile(path) as archive:
             entries = Entries(path, archive)
             program = archive.read(entries.pickle)
