@@ -27,6 +27,8 @@ class VisualEncoder(nn.Module):
     names in memory are the names on disk, whatever the version.
     """
 
+    base_model_prefix = "vision_model"  # peft asks transformers for it, to map old weight names
+
     def __init__(self, tower: Any) -> None:
         super().__init__()
         self.vision_model = getattr(tower, "vision_model", tower)

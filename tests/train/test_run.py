@@ -105,6 +105,17 @@ def test_dropout_is_a_function_of_the_step(parts: Path, tmp_path: Path) -> None:
     assert same(names, load(resumed / "iter_6.pth")["state_dict"])
 
 
+def test_lora_of_both_parts_is_saved_under_published_names(parts: Path, tmp_path: Path) -> None:
+    lora = dict(r=2, lora_alpha=4)
+    changes = dict(llm_lora=lora, visual_encoder_lora=lora, activation_checkpointing=True)
+    work = run(tmp_path, parts, max_epochs=2, **changes)
+    names = set(load(work / "iter_6.pth")["state_dict"])
+    head = "visual_encoder.base_model.model.vision_model.encoder.layers.0.self_attn.q_proj"
+    assert f"{head}.lora_A.default.weight" in names
+    assert not any("base_layer" in name for name in names)
+    assert losses(work)[-1] < losses(work)[0]
+
+
 def test_activation_checkpointing_changes_nothing(parts: Path, tmp_path: Path) -> None:
     changes = dict(freeze_llm=False, freeze_visual_encoder=False, lr=1e-3)
     plain = run(tmp_path / "a", parts, **changes)
