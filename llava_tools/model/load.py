@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -21,6 +22,7 @@ from llava_tools.data.templates import Template, check_template, get_template, g
 from llava_tools.errors import UserError
 from llava_tools.model.llava import LlavaModel
 from llava_tools.model.projector import Projector
+from llava_tools.model.rope import stretch_positions
 from llava_tools.model.source import Source, open_source
 from llava_tools.model.vision import (
     TOWERS,
@@ -77,8 +79,16 @@ def load_tokenizer(name_or_path: str | Path) -> Any:
         ) from error
 
 
-def load_llm(name_or_path: str, *, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
-    """Load a causal LM from a hub id or folder; every weight must be there."""
+def load_llm_config(
+    name_or_path: str,
+    *,
+    trust_remote_code: bool = False,
+    max_position_embeddings: int | None = None,
+) -> Any:
+    """Load the config of a causal LM, its positions stretched if more of them are wanted.
+
+    Raises UserError when there is none, or when its positions cannot be stretched.
+    """
     try:
         config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
@@ -86,6 +96,37 @@ def load_llm(name_or_path: str, *, dtype: torch.dtype, trust_remote_code: bool =
             f"No language model at '{name_or_path}': {first_line(error)}",
             "Give a folder with config.json, or a hub id that is downloaded already.",
         ) from error
+    values = config.to_dict()
+    stretched = stretch_positions(values, max_position_embeddings)
+    if stretched == values:
+        return config
+    try:
+        return type(config).from_dict(stretched)
+    except (ValueError, StrictDataclassError) as error:
+        why = error.__cause__ if isinstance(error.__cause__, ValueError) else error
+        raise UserError(
+            f"The positions of '{name_or_path}' ({config.model_type}) cannot be stretched from "
+            f"{config.max_position_embeddings} to {max_position_embeddings}: {first_line(why)}",
+            "Leave max_position_embeddings out, or choose another language model.",
+        ) from error
+
+
+def load_llm(
+    name_or_path: str,
+    *,
+    dtype: torch.dtype,
+    trust_remote_code: bool = False,
+    max_position_embeddings: int | None = None,
+) -> Any:
+    """Load a causal LM from a hub id or folder; every weight must be there.
+
+    More `max_position_embeddings` than it has stretch its rotary positions.
+    """
+    config = load_llm_config(
+        name_or_path,
+        trust_remote_code=trust_remote_code,
+        max_position_embeddings=max_position_embeddings,
+    )
     llm: Any = load_strictly(
         AutoModelForCausalLM,
         name_or_path,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,12 +89,12 @@ def open_xtuner(path: Path, config: str | None, overrides: Sequence[str]) -> Sou
         )
     names: dict[str, str | Path | None] = {"llm": path, "vision": path / "visual_encoder"}
     whole = has_weights(path), (path / "visual_encoder").is_dir()
-    notes = read_notes(path)
+    notes, positions = read_notes(path), None
     if not all(whole):  # XTuner leaves frozen parts out
         # A config that lies in the folder is not taken: it would be foreign code.
         settings = _load_settings(path, config, overrides)
         if not whole[0]:
-            names["llm"] = settings.llm_name_or_path
+            names["llm"], positions = settings.llm_name_or_path, settings.max_position_embeddings
         if not whole[1]:
             names["vision"] = settings.visual_encoder_name_or_path
         notes = {
@@ -106,6 +107,8 @@ def open_xtuner(path: Path, config: str | None, overrides: Sequence[str]) -> Sou
     if vision is not None:
         tower = tower or vision.config.get("_name_or_path")
     llm = read_llm(names["llm"] or path)
+    if not whole[0]:
+        llm = replace(llm, config=stretch_positions(llm.config, positions))
     return assemble(path, "xtuner", llm, vision, projector, notes, tower)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 DEFAULT_THETA = 10000.0  # what every reader assumes when a Llama-like config is silent
+_OF_EVERY_KIND = ("rope_theta", "partial_rotary_factor")  # what no kind of scaling changes
 
 
 def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -23,15 +24,27 @@ def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stretch_positions(config: Mapping[str, Any], wanted: int | None) -> dict[str, Any]:
-    """Return the config of a run that raised `max_position_embeddings`: linear scaling."""
-    held = int(config.get("max_position_embeddings") or 0)
-    if not wanted or wanted <= held:
+    """Return the config of a run that raised `max_position_embeddings`: linear scaling.
+
+    As XTuner does, by a whole factor that replaces a scaling the model had. Training and export
+    both take their config from here, so that what is exported is what was trained.
+    """
+    held = config.get("max_position_embeddings") or _default_positions(config) if wanted else None
+    if not wanted or not held or wanted <= held:
         return dict(config)
-    factor = float(math.ceil(wanted / held))
-    rope = rope_parameters(config) | {"rope_type": "linear", "factor": factor}
+    kept = {k: v for k, v in rope_parameters(config).items() if k in _OF_EVERY_KIND}
+    rope = kept | {"rope_type": "linear", "factor": float(math.ceil(wanted / held))}
     stretched = dict(config) | {"rope_parameters": rope, "max_position_embeddings": wanted}
     stretched.pop("rope_scaling", None)
     return stretched
+
+
+def _default_positions(config: Mapping[str, Any]) -> int | None:
+    """Return the context of a config that leaves it to its class."""
+    from transformers import AutoConfig
+
+    whole = AutoConfig.for_model(**config) if "model_type" in config else None
+    return getattr(whole, "max_position_embeddings", None)
 
 
 def for_both_generations(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:

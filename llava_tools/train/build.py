@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from typing import Any
 
 import torch
@@ -48,8 +47,8 @@ def build_model(settings: Settings) -> LlavaModel:
         settings.llm_name_or_path,
         dtype=frozen_kind if settings.freeze_llm and not settings.llm_lora else torch.float32,
         trust_remote_code=settings.trust_remote_code,
+        max_position_embeddings=settings.max_position_embeddings,
     )
-    _stretch_positions(llm, settings.max_position_embeddings)
     tower = projector = None
     if settings.visual_encoder_name_or_path:
         tower = load_visual_encoder(settings.visual_encoder_name_or_path)
@@ -72,21 +71,6 @@ def _check_select_layer(tower: VisualEncoder, layer: int) -> None:
             f"visual_select_layer = {layer}, but the vision tower has {depth} blocks.",
             f"Choose between {-depth - 1} and {depth}; LLaVA's choice is -2.",
         )
-
-
-def _stretch_positions(llm: Any, wanted: int | None) -> None:
-    """Scale rotary positions linearly by a whole factor, as XTuner does for longer contexts."""
-    config = llm.config
-    if not wanted or wanted <= config.max_position_embeddings:
-        return
-    factor = float(math.ceil(wanted / config.max_position_embeddings))
-    rope = dict(getattr(config, "rope_parameters", None) or {})
-    config.rope_parameters = rope | {"rope_type": "linear", "factor": factor}
-    for module in llm.modules():  # the frequencies were computed from the config at load time
-        if hasattr(module, "inv_freq"):
-            module.inv_freq = module.inv_freq / factor
-            module.original_inv_freq = module.inv_freq
-    config.max_position_embeddings = wanted
 
 
 def _choose_what_trains(model: LlavaModel, settings: Settings) -> None:

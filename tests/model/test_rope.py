@@ -81,3 +81,16 @@ def test_positions_stretch_as_in_training() -> None:
     longer = stretch_positions(config, 5000)
     assert longer["max_position_embeddings"] == 5000
     assert rope_parameters(longer) == {"rope_theta": 1e4, "rope_type": "linear", "factor": 3.0}
+    llama3 = {"max_position_embeddings": 512, "rope_theta": 5e5, "rope_scaling": LLAMA3}
+    assert rope_parameters(stretch_positions(llama3, 1000)) == {
+        "rope_theta": 5e5,
+        "rope_type": "linear",
+        "factor": 2.0,
+    }
+
+
+def test_a_config_that_leaves_its_context_to_its_class_stretches_too() -> None:
+    longer = stretch_positions({"model_type": "llama"}, 5000)  # Llama's default is 2048
+    assert longer["max_position_embeddings"] == 5000
+    assert longer["rope_parameters"]["factor"] == 3.0
+    assert stretch_positions({}, 5000) == {}

@@ -150,6 +150,9 @@ def test_an_xtuner_folder_takes_frozen_parts_from_the_config(parts: Path, tmp_pa
     source = open_source(folder, str(run.parent / "config.py"))
     assert (source.format, source.prompt_template) == ("xtuner", "phi3_chat")
     assert len(source.tensors) == 15 + 55 + 4
+    longer = ["max_position_embeddings=1500"]  # the frozen LLM was stretched in training, too
+    source = open_source(folder, str(run.parent / "config.py"), longer)
+    assert source.llm_config["max_position_embeddings"] == 1500
 
 
 def test_parts_of_different_widths_are_an_error(parts: Path, tmp_path: Path) -> None:

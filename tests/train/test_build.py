@@ -1,0 +1,61 @@
+"""The model of a run is the one that is exported later, and what cannot be built is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llava_tools.config import load_settings
+from llava_tools.errors import UserError
+from llava_tools.model.load import build_assistant
+from llava_tools.model.source import open_source
+from llava_tools.train.build import build_model
+from tests.train.runs import write_config
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+ROPES: dict[str, dict[str, Any]] = {
+    "default": {"rope_type": "default"},
+    "linear": {"rope_type": "linear", "factor": 2.0},
+    "llama3": LLAMA3 | {"original_max_position_embeddings": 64},
+}
+
+
+@pytest.mark.parametrize("wanted", [None, 1000, 5000])
+@pytest.mark.parametrize("kind", ROPES)
+def test_rotary_positions_are_exported_as_trained(
+    parts: Path, tmp_path: Path, kind: str, wanted: int | None
+) -> None:
+    shutil.copytree(parts / "llama3", tmp_path / "llm")
+    file = tmp_path / "llm" / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"rope_parameters": {"rope_theta": 5e5, **ROPES[kind]}}))
+    path = write_config(
+        tmp_path,
+        parts,
+        llm_name_or_path=str(tmp_path / "llm"),
+        prompt_template="llama3_chat",
+        max_position_embeddings=wanted,
+    )
+    model = build_model(load_settings(str(path)))
+    checkpoint = tmp_path / "iter_1.pth"
+    torch.save({"state_dict": model.trained_state_dict()}, checkpoint)
+    exported = build_assistant(open_source(checkpoint, str(path))).model
+    trained, read = (m.llm.model.rotary_emb for m in (model, exported))
+    assert torch.equal(trained.inv_freq, read.inv_freq)
+    assert trained.attention_scaling == read.attention_scaling
+    for m in (model, exported):
+        assert m.llm.config.max_position_embeddings == (wanted or 512)
+
+
+def test_positions_that_cannot_be_stretched_are_refused(parts: Path, tmp_path: Path) -> None:
+    """Phi-3 knows no linear scaling: a folder written with it could not be read."""
+    path = write_config(tmp_path, parts, max_position_embeddings=1000)
+    with pytest.raises(
+        UserError, match=r"phi3' \(phi3\) cannot be stretched from 512 to 1000.*linear"
+    ):
+        build_model(load_settings(str(path)))
