@@ -27,7 +27,7 @@ from llava_tools.constants import IGNORE_ID
 from llava_tools.data.collate import Batch
 from llava_tools.data.dataset import build_dataset
 from llava_tools.train.build import build_image_processor, build_model, build_tokenizer
-from llava_tools.train.hooks import build_hooks
+from llava_tools.train.hooks import logger
 from llava_tools.train.loop import Run, train, windows
 from llava_tools.train.plain import PlainEngine
 from tests import tiny
@@ -84,7 +84,8 @@ def main() -> None:
         bare_loop(bare)
         seconds["bare"].append(time.perf_counter() - start)
         start = time.perf_counter()
-        train(run, build_hooks(run)[:1])
+        with logger(run) as hook:
+            train(run, [hook])
         seconds["ours"].append(time.perf_counter() - start)
     medians = {side: statistics.median(values) for side, values in seconds.items()}
     result = {

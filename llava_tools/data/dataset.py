@@ -39,6 +39,14 @@ from llava_tools.errors import UserError
 EXAMPLES_SHOWN = 3
 
 
+class TooManySkipped(UserError):
+    """No row is left, or more are skipped than the settings allow; `skips` has them all."""
+
+    def __init__(self, message: str, hint: str, skips: Sequence[Skip]) -> None:
+        super().__init__(message, hint)
+        self.skips = skips
+
+
 @dataclass(frozen=True)
 class Part:
     """The rows of one data file that are trained on."""
@@ -226,12 +234,22 @@ def check_skipped(skips: Sequence[Skip], rows: int, max_skipped: float) -> None:
     found = "; ".join(counts)
     examples = " ".join(f"{skip}." for skip in skips[:EXAMPLES_SHOWN])
     if len(skips) >= rows:
-        raise UserError(f"No row can be trained on, all {rows:,} are skipped: {found}.", examples)
-    raise UserError(
+        message = f"No row can be trained on, all {rows:,} are skipped: {found}."
+        raise TooManySkipped(message, examples, skips)
+    raise TooManySkipped(
         f"{len(skips):,} of {rows:,} rows are skipped, more than max_skipped = {max_skipped:g} "
         f"allows: {found}.",
         f"Mend the data, or raise max_skipped. {examples}",
+        skips,
     )
+
+
+def read_skipped(path: str | Path) -> dict[tuple[str, str], Skip]:
+    """Return the skipped rows of a file by (origin, id); no file, none."""
+    if not Path(path).is_file():
+        return {}
+    found = [Skip(**orjson.loads(line)) for line in Path(path).read_bytes().splitlines()]
+    return {(skip.origin, skip.id): skip for skip in found}
 
 
 def write_skipped(path: str | Path, skips: Sequence[Skip]) -> None:

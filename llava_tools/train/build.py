@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 import torch
@@ -85,11 +86,44 @@ def _choose_what_trains(model: LlavaModel, settings: Settings) -> None:
 
 
 def add_lora(part: Any, options: dict[str, Any]) -> Any:
-    """Wrap a part in peft's LoRA; without `target_modules`, on every linear layer but the head."""
+    """Wrap a part in peft's LoRA; without `target_modules`, on every linear layer but the head.
+
+    Raises UserError for target modules that the part does not have.
+    """
     from peft import LoraConfig, get_peft_model
 
     targets = options.get("target_modules") or linear_names(part)
+    _check_targets(part, targets)
     return get_peft_model(part, LoraConfig(**{**options, "target_modules": targets}))
+
+
+def _check_targets(part: nn.Module, targets: Any) -> None:
+    """Each target must be a linear layer; peft leaves out those it does not find, untold."""
+    if targets == "all-linear":
+        return
+    layers = [name for name, module in part.named_modules() if isinstance(module, nn.Linear)]
+    if isinstance(targets, str):  # peft takes a text for a pattern of whole names
+        absent = [] if any(_matches(targets, name) for name in layers) else [targets]
+    else:
+        dotted = [f".{name}" for name in layers]
+        absent = [t for t in targets if not any(name.endswith(f".{t}") for name in dotted)]
+    if absent:
+        raise UserError(
+            f"LoRA's target_modules name no linear layer of {type(part).__name__}: "
+            f"{', '.join(absent)}.",
+            f"Its linear layers: {', '.join(linear_names(part))}. "
+            "Without target_modules, LoRA is put on all of them.",
+        )
+
+
+def _matches(pattern: str, name: str) -> bool:
+    try:
+        return re.fullmatch(pattern, name) is not None
+    except re.error as error:
+        raise UserError(
+            f"LoRA's target_modules = '{pattern}' is no regular expression: {error}.",
+            "Give a list of layer names instead.",
+        ) from error
 
 
 def linear_names(part: nn.Module) -> list[str]:

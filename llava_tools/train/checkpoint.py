@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_tools.errors import UserError
+from llava_tools.model.vision import first_line
 
 if TYPE_CHECKING:
     from llava_tools.train.engine import Engine
 
 LAST = "last_checkpoint"
 UNFINISHED = ".tmp"
+REPLACED = ".old"
 
 
 def checkpoint_path(work_dir: Path, iteration: int) -> Path:
@@ -37,18 +39,14 @@ def list_checkpoints(work_dir: Path) -> list[Path]:
 def last_checkpoint(work_dir: Path) -> Path | None:
     """Return the checkpoint that `last_checkpoint` names, None before the first save.
 
-    Raises UserError when it names one that is gone.
+    Checkpoints are complete by their name; without a pointer to one the newest is taken.
     """
     pointer = work_dir / LAST
-    if not pointer.is_file():
-        return None
-    path = work_dir / pointer.read_text().strip()
-    if not path.exists():
-        raise UserError(
-            f"'{pointer}' names '{path.name}', which is not there.",
-            "Name a checkpoint: --resume PATH, or start again in another --work-dir.",
-        )
-    return path
+    path = work_dir / pointer.read_text().strip() if pointer.is_file() else None
+    if path is not None and iteration_of(path) is not None and path.exists():
+        return path
+    found = list_checkpoints(work_dir)
+    return found[-1] if found else None
 
 
 def unfinished(path: Path) -> Path:
@@ -66,37 +64,44 @@ def remove(path: Path) -> None:
 
 def remove_unfinished(work_dir: Path) -> None:
     """Delete what a killed save left behind."""
-    for path in work_dir.glob(f"iter_*.pth{UNFINISHED}"):
-        remove(path)
+    for ending in (UNFINISHED, REPLACED):
+        for path in work_dir.glob(f"iter_*.pth{ending}"):
+            remove(path)
 
 
 def save(engine: Engine, path: Path, meta: dict[str, Any]) -> None:
     """Write a checkpoint of all ranks beside `path`; the first rank then puts it in place.
 
     The order makes a kill at any moment harmless: data on disk, rename, pointer. Raises UserError
-    on every rank when one cannot write; the previous checkpoint is untouched then.
+    where a rank cannot write; earlier checkpoints are untouched then. The other ranks wait inside
+    deepspeed's own barriers, so a failing one must leave at once: the launcher ends the rest.
     """
     partial = unfinished(path)
-    failure: Exception | None = None
     try:
         engine.save(partial, meta)
         _sync(partial)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-        failure = error
-    (failures,) = engine.sum([float(failure is not None)])
-    if failures:
-        if engine.rank == 0:
+        if engine.world_size == 1:
             remove(partial)
-        reason = failure or "another process could not write its part"
         raise UserError(
-            f"Could not save '{path}': {reason}",
+            f"Could not save '{path}': {first_line(error)}",
             "Free some space and continue with --resume; earlier checkpoints are intact.",
-        ) from failure
+        ) from error
+    engine.barrier()
     if engine.rank == 0:
-        remove(path)
-        partial.rename(path)
+        replace(partial, path)
         point_to(path)
     engine.barrier()
+
+
+def replace(new: Path, path: Path) -> None:
+    """Put `new` in the place of `path`, which may be a file, a directory, or not there."""
+    old = path.with_name(path.name + REPLACED)
+    remove(old)
+    if path.is_dir():
+        path.rename(old)  # a directory cannot be renamed over another
+    os.replace(new, path)
+    remove(old)
 
 
 def point_to(path: Path) -> None:

@@ -6,7 +6,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import orjson
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from llava_tools import __version__
+from llava_tools.errors import UserError
 from llava_tools.train import checkpoint
 from llava_tools.train.loop import Hook, Run, Seen
+from llava_tools.train.resume import meta
 from llava_tools.train.samples import sample_answers
 
 log = logging.getLogger(__name__)
@@ -24,38 +26,36 @@ log = logging.getLogger(__name__)
 PLAIN_SECONDS = 10.0  # between two lines where stderr is no terminal
 
 
-def build_hooks(run: Run, write_meta: Callable[[Run], dict[str, Any]] | None = None) -> list[Hook]:
-    """Return the hooks of a run in the order in which they are called after a step."""
-    return [Logger(run), sampler(run), saver(write_meta or meta)]
+@contextmanager
+def logger(run: Run) -> Iterator[Hook]:
+    """Yield the hook that writes `log.jsonl` and shows progress: a bar, or a line a while."""
+    if run.engine.rank != 0 or not sys.stderr.isatty():
+        yield Logger(run, None)
+        return
+    with _bar() as bar:
+        bar.add_task("starting", total=run.total_steps, completed=run.step)
+        with _log_above_the_bar():
+            yield Logger(run, bar)
 
 
 class Logger:
-    """Writes `log.jsonl` and shows the progress: a bar on a terminal, else a line a while."""
+    """The hook of `logger`."""
 
-    def __init__(self, run: Run) -> None:
-        self.first = run.engine.rank == 0
+    def __init__(self, run: Run, bar: Progress | None) -> None:
         self.path = run.work_dir / "log.jsonl"
+        self.bar = bar
         self.shown_at = 0.0
-        self.bar: Progress | None = None
-        if self.first:
-            forget_after(self.path, run.step)
-            if sys.stderr.isatty():
-                self.bar = _bar()
-                self.task = self.bar.add_task("train", total=run.total_steps, completed=run.step)
-                self.bar.start()
 
     def __call__(self, run: Run) -> None:
         ended = run.done or run.stop
         if run.step % run.settings.log_interval == 0 or ended:
             record = measure(run)
-            if self.first:
+            if run.engine.rank == 0:
                 with self.path.open("ab") as file:
                     file.write(orjson.dumps(record) + b"\n")
                 self._show(run, record, ended)
         if self.bar:
-            self.bar.update(self.task, completed=run.step)
-            if ended:
-                self.bar.stop()
+            self.bar.update(self.bar.task_ids[0], completed=run.step)
 
     def _show(self, run: Run, record: dict[str, Any], ended: bool) -> None:
         text = (
@@ -63,7 +63,7 @@ class Logger:
             f"{record['tokens_per_second']:,.0f} tokens/s"
         )
         if self.bar:
-            self.bar.update(self.task, description=text)
+            self.bar.update(self.bar.task_ids[0], description=text)
         elif ended or time.monotonic() - self.shown_at > PLAIN_SECONDS:
             self.shown_at = time.monotonic()
             left = (run.total_steps - run.step) * record["seconds_per_step"]
@@ -79,6 +79,18 @@ def _bar() -> Progress:
         console=Console(stderr=True),
         refresh_per_second=2,
     )
+
+
+@contextmanager
+def _log_above_the_bar() -> Iterator[None]:
+    """Send log lines through the stderr that rich has put in place, which knows of its bar."""
+    handlers = [h for h in logging.getLogger("llava_tools").handlers if hasattr(h, "setStream")]
+    before = [handler.setStream(sys.stderr) for handler in handlers]
+    try:
+        yield
+    finally:
+        for handler, stream in zip(handlers, before, strict=True):
+            handler.setStream(stream)
 
 
 def measure(run: Run) -> dict[str, Any]:
@@ -105,14 +117,14 @@ def measure(run: Run) -> dict[str, Any]:
     }
 
 
-def forget_after(path: Path, step: int) -> None:
-    """Drop log lines after `step`: a resumed run writes them again. Also a half-written line."""
+def forget_after(path: Path, key: str, place: int) -> None:
+    """Drop the lines after `place`: a resumed run writes them again. Also a half-written line."""
     if not path.exists():
         return
     kept = []
     for line in path.read_bytes().splitlines():
         try:
-            if orjson.loads(line)["step"] <= step:
+            if orjson.loads(line)[key] <= place:
                 kept.append(line + b"\n")
         except orjson.JSONDecodeError:
             break
@@ -132,39 +144,26 @@ def due(run: Run, every: int) -> bool:
     return every > 0 and run.iteration // every > (run.iteration - run.window) // every
 
 
-def sampler(run: Run) -> Hook:
-    """Return the hook that lets the model answer from time to time, so that one sees it learn."""
+def save_hook(run: Run) -> None:
+    """Save every `save_steps` micro-batches, at the end, and when stopped."""
+    if not (due(run, run.settings.save_steps) or run.done or run.stop):
+        return
+    path = checkpoint.checkpoint_path(run.work_dir, run.iteration)
+    checkpoint.save(run.engine, path, meta(run))
+    if run.engine.rank == 0:
+        checkpoint.prune(run.work_dir, run.settings.save_total_limit)
+        log.info("Saved %s", path)
+    run.engine.barrier()
 
-    def hook(run: Run) -> None:
-        if run.settings.evaluation_freq and (due(run, run.settings.evaluation_freq) or run.done):
+
+def sample_hook(run: Run) -> None:
+    """Let the model answer from time to time, so that one sees it learn.
+
+    Whatever goes wrong there (a question too long, memory) is told; the training goes on.
+    """
+    every = run.settings.evaluation_freq
+    if every and run.engine.rank == 0 and (due(run, every) or run.done):
+        try:
             sample_answers(run)
-
-    return hook
-
-
-def saver(write_meta: Callable[[Run], dict[str, Any]]) -> Hook:
-    """Return the hook that saves every `save_steps` micro-batches, at the end, and when stopped."""
-
-    def hook(run: Run) -> None:
-        if due(run, run.settings.save_steps) or run.done or run.stop:
-            path = checkpoint.checkpoint_path(run.work_dir, run.iteration)
-            checkpoint.save(run.engine, path, write_meta(run))
-            if run.engine.rank == 0:
-                checkpoint.prune(run.work_dir, run.settings.save_total_limit)
-                log.info("Saved %s", path)
-            run.engine.barrier()
-
-    return hook
-
-
-def meta(run: Run) -> dict[str, Any]:
-    """Return what a checkpoint says of itself; numbers and strings only."""
-    return {
-        "iter": run.iteration,
-        "step": run.step,
-        "seed": run.settings.seed,
-        "world_size": run.engine.world_size,
-        "rows": len(run.dataset),
-        "total_steps": run.total_steps,
-        "llava_tools_version": __version__,
-    }
+        except (UserError, RuntimeError, ValueError) as error:
+            log.warning("No sample answer at iter %d: %s", run.iteration, error)

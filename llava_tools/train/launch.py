@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import random
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ log = logging.getLogger(__name__)
 
 LAUNCHERS = ("none", "pytorch", "slurm")
 USER_ERROR_CODE = 2
+SECONDS_TO_SAVE = 120
+LOST_PEER = "Connection (closed|reset)|Read error|Broken pipe"  # what gloo says of a dead process
 DEFAULT_DEEPSPEED = "deepspeed_zero2"  # several processes need an engine that knows of them
 
 
@@ -43,10 +46,14 @@ def launch(
         raise UserError(f"Unknown launcher '{launcher}'.", f"Known: {', '.join(LAUNCHERS)}.")
     settings = load_settings(config, cfg_options, check_files=True)
     settings = settings if seed is None else replace(settings, seed=seed)
+    if deepspeed:
+        from llava_tools.train.zero import read_deepspeed_config
+
+        read_deepspeed_config(deepspeed, settings, 1)
     folder = Path(work_dir or settings.work_dir or f"work_dirs/{Path(config).stem}")
     sizes = read_sizes(os.environ)
     if launcher == "none" and sizes["NPROC_PER_NODE"] * sizes["NNODES"] > 1:
-        from llava_tools.train.run import find_start
+        from llava_tools.train.resume import find_start
 
         find_start(folder, resume)  # tells what is wrong once, not once a process
         arguments = train_arguments(config, work_dir, deepspeed, seed, resume, cfg_options)
@@ -112,18 +119,25 @@ def train_arguments(
 
 def _torchrun(own: list[str], arguments: list[str]) -> int:
     """Run torchrun in this process, so that a failure is an exit code and not a page of trace."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
     os.environ.setdefault("OMP_NUM_THREADS", str(threads_per_process(os.environ)))
+    # On Ctrl-C the processes save before they stop; torchrun would kill them after 30 s.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SECONDS_TO_SAVE))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
         run(parse_args([*own, "-m", "llava_tools", *arguments]))
+    except SignalException as error:
+        return 128 + error.sigval
     except ChildFailedError as error:
-        _, failure = error.get_first_failure()
+        rank, failure = error.get_first_failure()
         code: int = failure.exitcode
         if code == USER_ERROR_CODE and os.path.isfile(failure.error_file):
             raise UserError(*failure.message.split("\n", 1)) from error
+        if code < 0:
+            log.error("Process %d was killed by signal %d (out of memory?).", rank, -code)
         return code if code >= 0 else 128 - code
     return 0
 
@@ -139,6 +153,11 @@ def _errors_to_launcher() -> Iterator[None]:
             raise
         Path(file).write_text(json.dumps({"message": str(error), "timestamp": int(time.time())}))
         raise SystemExit(USER_ERROR_CODE) from error
+    except RuntimeError as error:
+        if not re.search(LOST_PEER, str(error)):
+            raise
+        log.error("Another process failed.")
+        raise SystemExit(1) from error
 
 
 def threads_per_process(environ: Mapping[str, str]) -> int:

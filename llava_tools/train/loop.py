@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -38,8 +39,6 @@ class Run:
     lr: float = 0.0
     grad_norm: float = 0.0
     loss_sum: torch.Tensor = field(default_factory=lambda: torch.zeros(()))  # this rank's share
-    skipped: int = 0  # rows that could not be read since the start, on all ranks
-    skipped_rows: set[tuple[str, str]] = field(default_factory=set)
     stop: bool = False
     stop_requested: Callable[[], bool] = lambda: False
     seen: Seen = field(default_factory=lambda: Seen())
@@ -88,7 +87,6 @@ def train(run: Run, hooks: list[Hook]) -> None:
         own = [float(count_supervised(batch)) for batch in window]
         news = [sum(own), float(run.stop_requested()), float(note_skips(run, window))]
         tokens, stop, skipped = engine.sum(news)
-        run.skipped += int(skipped)
         if skipped:
             check_skips(run)
         run.loss_sum = torch.zeros((), device=engine.device)
@@ -151,6 +149,7 @@ def windows(run: Run) -> Iterator[list[Batch]]:
             num_workers=min(settings.num_workers, len(chunks)),
             pin_memory=run.engine.device.type == "cuda",
             generator=torch.Generator(),  # an own one: else it draws from the global stream
+            worker_init_fn=ignore_interrupts,
         )
         window: list[Batch] = []
         for position, batch in enumerate(loader, start=1):
@@ -160,12 +159,18 @@ def windows(run: Run) -> Iterator[list[Batch]]:
                 window = []
 
 
+def ignore_interrupts(worker: int) -> None:
+    """Leave Ctrl-C to the main process, which needs its workers until it has saved."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def seed_step(seed: int, step: int, engine: Engine) -> None:
     """Make randomness (dropout) a pure function of the step: nothing to save for resuming.
 
     Only the generator in use is seeded: torch.manual_seed asks every kind of device, 0.6 ms a step.
     """
-    number = (seed * 1_000_003 + step) * 65_537 + engine.rank
+    number = ((seed * 1_000_003 + step) * 65_537 + engine.rank) % 2**63
     torch.default_generator.manual_seed(number)
     if engine.device.type == "cuda":
         torch.cuda.manual_seed(number)

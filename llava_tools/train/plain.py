@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import torch
 
 from llava_tools.config import Settings
 from llava_tools.data.collate import Batch
+from llava_tools.errors import UserError
 from llava_tools.model.llava import LlavaModel, Output
+from llava_tools.model.vision import first_line
 from llava_tools.train.optim import build_optimizer
 
 
@@ -21,7 +24,8 @@ class PlainEngine:
 
     def __init__(self, model: LlavaModel, settings: Settings, device: torch.device) -> None:
         self.device = device
-        self.model = place(model, settings, device)
+        frozen = torch.bfloat16 if settings.dtype == "bf16" else torch.float32
+        self.model = place(model, device, trained=torch.float32, frozen=frozen)
         self.optimizer = build_optimizer(model, settings)
         self.max_norm = settings.max_norm
         self.autocast = settings.dtype == "bf16"
@@ -39,8 +43,7 @@ class PlainEngine:
     def step(self, lr: float) -> float:
         """Clip, update at learning rate `lr`, clear; return the gradient norm before clipping."""
         (group,) = self.optimizer.param_groups
-        limit = self.max_norm or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(group["params"], limit)
+        norm = torch.nn.utils.clip_grad_norm_(group["params"], self.max_norm)
         group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -60,13 +63,26 @@ class PlainEngine:
         torch.save(state, path)
 
     def load(self, path: Path) -> None:
-        """Take up weights and optimizer state from `path`."""
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        target = self.model.state_dict()
+        """Take up weights and optimizer state from `path`, all of them or none.
+
+        Raises UserError when they are not those of this run's trained parts.
+        """
+        state = read_plain(path)
+        target = self.model.trained_state_dict()
+        given = {name: tensor.shape for name, tensor in state["state_dict"].items()}
+        wanted = {name: tensor.shape for name, tensor in target.items()}
+        if given != wanted:
+            odd = sorted(n for n in given.keys() | wanted.keys() if given.get(n) != wanted.get(n))
+            raise UserError(
+                f"'{path}' does not hold what this run trains: {len(odd)} weights differ, "
+                f"for example {odd[0]}.",
+                "Resume with the config that wrote it; to start from its weights in another run, "
+                "name it as pretrained_pth.",
+            )
+        self.optimizer.load_state_dict(state["optimizer"])
         with torch.no_grad():
             for name, tensor in state["state_dict"].items():
                 target[name].copy_(tensor)
-        self.optimizer.load_state_dict(state["optimizer"])
 
     def barrier(self) -> None:
         """Nothing to wait for."""
@@ -75,10 +91,34 @@ class PlainEngine:
         """Nothing to leave."""
 
 
-def place(model: LlavaModel, settings: Settings, device: torch.device) -> LlavaModel:
-    """Move the model to `device`: what trains in fp32, what is frozen in the settings' dtype."""
-    frozen = torch.bfloat16 if settings.dtype == "bf16" else torch.float32
+def place(
+    model: LlavaModel, device: torch.device, *, trained: torch.dtype, frozen: torch.dtype
+) -> LlavaModel:
+    """Move the model to `device` and its parameters to their dtypes.
+
+    Buffers keep theirs: rotary frequencies in bf16 are off by radians at position 2000.
+    """
     for parameter in model.parameters():
-        kind = torch.float32 if parameter.requires_grad else frozen
+        kind = trained if parameter.requires_grad else frozen
         parameter.data = parameter.data.to(device, kind)
     return model.to(device)
+
+
+def read_plain(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of this engine. Raises UserError for any other file."""
+    try:
+        state: dict[str, Any] = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=path.is_file()
+        )
+        missing = {"meta", "state_dict", "optimizer"} - set(state)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, TypeError) as error:
+        raise UserError(
+            f"'{path}' cannot be resumed from: {first_line(error)}",
+            "It is truncated, or was written by another tool or engine (a directory: --deepspeed).",
+        ) from error
+    if missing:
+        raise UserError(
+            f"'{path}' cannot be resumed from: it has no '{sorted(missing)[0]}'.",
+            "It holds weights alone: name it as pretrained_pth to start from them.",
+        )
+    return state

@@ -14,7 +14,13 @@ from rich.console import Console
 from rich.table import Table
 
 from llava_tools.config import Settings, dump_config, iterations
-from llava_tools.data.dataset import TrainDataset, build_dataset, write_skipped
+from llava_tools.data.dataset import (
+    TooManySkipped,
+    append_skipped,
+    build_dataset,
+    read_skipped,
+    write_skipped,
+)
 from llava_tools.errors import UserError
 from llava_tools.model.llava import LlavaModel
 from llava_tools.model.load import choose_device
@@ -26,9 +32,11 @@ from llava_tools.train.build import (
     describe_parts,
 )
 from llava_tools.train.engine import Engine
-from llava_tools.train.hooks import build_hooks
+from llava_tools.train.hooks import forget_after, logger, sample_hook, save_hook
 from llava_tools.train.loop import Run, train
 from llava_tools.train.plain import PlainEngine
+from llava_tools.train.resume import find_start, resume_from, with_seed
+from llava_tools.train.skips import SKIPPED
 
 log = logging.getLogger(__name__)
 
@@ -48,56 +56,41 @@ def run_training(
         init_distributed()
     first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
     start = find_start(work_dir, resume)
+    settings = with_seed(settings, start)
     work_dir.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer(settings)
     image_processor = build_image_processor(settings)
-    dataset = build_dataset(settings, tokenizer, image_processor)
+    try:
+        dataset = build_dataset(settings, tokenizer, image_processor)
+    except TooManySkipped as error:
+        write_skipped(work_dir / SKIPPED, error.skips)
+        raise UserError(error.message, f"All are in {work_dir / SKIPPED}. {error.hint}") from error
     model = build_model(settings)
     engine = _build_engine(model, settings, deepspeed)
     run = Run(settings, engine, dataset, work_dir, tokenizer, image_processor)
+    if start is not None:
+        resume_from(run, start)
     if first:
-        _prepare(work_dir, settings, dataset)
+        _prepare(run, resumed=start is not None)
         _show_header(run)
     engine.barrier()
-    if start is not None:
-        _resume(run, start)
-    with stop_signals() as received:
+    with stop_signals() as received, logger(run) as log_hook:
         run.stop_requested = lambda: bool(received)
         if not run.done:
-            train(run, build_hooks(run))
+            train(run, [log_hook, save_hook, sample_hook])
     engine.close()
     return STOP_CODES[received[0]] if run.stop and received else 0
 
 
-def find_start(work_dir: Path, resume: str | None) -> Path | None:
-    """Return the checkpoint to start from, None for a fresh run.
-
-    Raises UserError when a fresh run would write over an earlier one, or when there is no such
-    checkpoint.
-    """
-    if resume == "auto":
-        return checkpoint.last_checkpoint(work_dir)
-    if resume:
-        path = Path(resume)
-        if not path.exists() or checkpoint.iteration_of(path) is None:
-            raise UserError(
-                f"'{resume}' is not a checkpoint to resume from.",
-                "Name an iter_N.pth, or leave the path out to take the work dir's last one.",
-            )
-        return path
-    existing = checkpoint.list_checkpoints(work_dir)
-    if existing:
-        raise UserError(
-            f"'{work_dir}' already holds a run ({existing[-1].name}).",
-            "Continue it with --resume, or choose another --work-dir.",
-        )
-    return None
-
-
-def _prepare(work_dir: Path, settings: Settings, dataset: TrainDataset) -> None:
-    checkpoint.remove_unfinished(work_dir)
-    dump_config(settings, work_dir / "config.py")
-    write_skipped(work_dir / "skipped.jsonl", dataset.skipped)
+def _prepare(run: Run, *, resumed: bool) -> None:
+    """Write what a work dir holds from the start; a resumed run keeps what it listed before."""
+    checkpoint.remove_unfinished(run.work_dir)
+    dump_config(run.settings, run.work_dir / "config.py")
+    for name, key, place in (("log", "step", run.step), ("samples", "iter", run.iteration)):
+        forget_after(run.work_dir / f"{name}.jsonl", key, place)
+    earlier = read_skipped(run.work_dir / SKIPPED) if resumed else {}
+    new = [skip for skip in run.dataset.skipped if (skip.origin, skip.id) not in earlier]
+    (append_skipped if resumed else write_skipped)(run.work_dir / SKIPPED, new)
 
 
 def _build_engine(model: LlavaModel, settings: Settings, deepspeed: str | None) -> Engine:
@@ -107,24 +100,6 @@ def _build_engine(model: LlavaModel, settings: Settings, deepspeed: str | None) 
 
     world_size = torch.distributed.get_world_size()
     return ZeroEngine(model, settings, read_deepspeed_config(deepspeed, settings, world_size))
-
-
-def _resume(run: Run, path: Path) -> None:
-    """Take up weights and optimizer; the place in the data follows from the iteration alone."""
-    run.engine.load(path)
-    iteration = checkpoint.iteration_of(path)
-    if iteration is None:
-        raise ValueError(path)
-    run.iteration, run.step = iteration, step_of(run, iteration)
-    log.info("Resumed from %s: step %d of %d", path, run.step, run.total_steps)
-
-
-def step_of(run: Run, iteration: int) -> int:
-    """Return the optimizer steps after `iteration` micro-batches; epochs may end in a short one."""
-    epochs = run.settings.max_epochs
-    per_epoch, steps = run.total_iterations // epochs, run.total_steps // epochs
-    epoch, rest = divmod(iteration, per_epoch)
-    return epoch * steps + -(-rest // run.settings.accumulative_counts)
 
 
 @contextmanager

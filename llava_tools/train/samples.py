@@ -25,14 +25,11 @@ SETTINGS = GenerationSettings(max_new_tokens=64)
 def sample_answers(run: Run) -> None:
     """Answer the settings' evaluation questions, or the data's first one; append to samples.jsonl.
 
-    Only the first rank answers; greedy, so that the random stream stays as it is.
+    The random stream may move on: every step seeds it anew.
     """
-    if run.engine.rank != 0:
-        return
     assistant = _assistant(run)
     model = run.engine.model
     model.eval()
-    state = torch.random.get_rng_state()
     kind = torch.bfloat16 if run.settings.dtype == "bf16" else torch.float32
     try:
         with torch.autocast(run.engine.device.type, kind, enabled=kind is torch.bfloat16):
@@ -42,7 +39,6 @@ def sample_answers(run: Run) -> None:
                 log.info("iter %d  %s  ->  %s", run.iteration, question, answer)
                 _append(run.work_dir / "samples.jsonl", run.iteration, question, answer)
     finally:
-        torch.random.set_rng_state(state)
         model.train()
 
 
@@ -78,13 +74,18 @@ def _questions(run: Run, assistant: Assistant) -> list[tuple[list[int], torch.Te
 
 
 def _first_row(run: Run) -> tuple[list[int], torch.Tensor | None, str]:
-    """Return the first training row up to its first answer."""
-    example = run.dataset[0]
+    """Return the first training row that can be read, up to its first answer."""
+    rows = (run.dataset[i] for i in range(len(run.dataset)))
+    example = next((row for row in rows if row.skip is None), run.dataset[0])
     ids, labels = list(example.input_ids), list(example.labels)
     prompt = ids[: next((i for i, label in enumerate(labels) if label != IGNORE_ID), len(ids))]
     images = sum(1 for token in prompt if token < 0)
     text = run.tokenizer.decode([t for t in prompt if t >= 0], skip_special_tokens=True)
-    return prompt, example.pixels[:images] if images else None, "row 0: " + " ".join(text.split())
+    return (
+        prompt,
+        example.pixels[:images] if images else None,
+        f"row {example.row}: " + " ".join(text.split()),
+    )
 
 
 def _append(path: Path, iteration: int, question: str, answer: str) -> None:

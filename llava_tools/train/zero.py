@@ -16,7 +16,16 @@ from llava_tools.config import Settings
 from llava_tools.data.collate import Batch
 from llava_tools.errors import UserError
 from llava_tools.model.llava import LlavaModel, Output
+from llava_tools.model.vision import first_line
 from llava_tools.train.optim import build_optimizer
+from llava_tools.train.plain import place
+
+# What deepspeed itself writes into optimizer states, beyond tensors and plain values.
+DEEPSPEED_CLASSES = {
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+}
 
 
 class ZeroEngine:
@@ -27,7 +36,7 @@ class ZeroEngine:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.device = local_device()
         dtype = torch.bfloat16 if settings.dtype == "bf16" else torch.float32
-        self.model = model.to(self.device, dtype)
+        self.model = place(model, self.device, trained=dtype, frozen=dtype)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=self.model, optimizer=build_optimizer(model, settings), config=config
         )
@@ -71,6 +80,7 @@ class ZeroEngine:
 
     def load(self, path: Path) -> None:
         """Take up weights and optimizer state from `path`, written by as many ranks."""
+        refuse_foreign_pickles(path)
         try:
             self.engine.load_checkpoint(str(path.parent), tag=path.name, load_module_strict=False)
         except Exception as error:  # deepspeed has many of its own, also for another world size
@@ -125,6 +135,32 @@ def init_distributed() -> None:
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
 
 
+def refuse_foreign_pickles(folder: Path) -> None:
+    """Check every file of a checkpoint before deepspeed unpickles it.
+
+    deepspeed's own loader executes pickles; its optimizer states hold three classes of its own.
+    Raises UserError for a file that names anything else, or that is no checkpoint.
+    """
+    if not folder.is_dir():
+        raise UserError(
+            f"'{folder}' is no DeepSpeed checkpoint: those are directories.",
+            "Resume it without --deepspeed, as it was trained.",
+        )
+    for file in sorted(folder.glob("*.pt")):
+        try:
+            names = set(torch.serialization.get_unsafe_globals_in_checkpoint(file))
+        except Exception as error:  # whatever a damaged archive makes of torch's zip reader
+            raise UserError(
+                f"'{file}' cannot be read: {first_line(error)}",
+                "It is damaged: resume from an earlier checkpoint.",
+            ) from error
+        if names - DEEPSPEED_CLASSES:
+            raise UserError(
+                f"'{file}' would run foreign code: {sorted(names - DEEPSPEED_CLASSES)[0]}.",
+                "Resume only from checkpoints that you or deepspeed wrote.",
+            )
+
+
 def local_device() -> torch.device:
     """Return this process's GPU, or the CPU."""
     if torch.cuda.is_available():
@@ -152,8 +188,16 @@ def read_deepspeed_config(name_or_path: str, settings: Settings, world_size: int
         )
     try:
         config: dict[str, Any] = _without_auto(json.loads(text))
+        stage = config.get("zero_optimization", {}).get("stage", 0)
     except json.JSONDecodeError as error:
         raise UserError(f"'{name_or_path}' is not JSON: {error}", "Mend the file.") from error
+    except AttributeError as error:
+        raise UserError(f"'{name_or_path}' is not a JSON object.", "Mend the file.") from error
+    if stage not in (1, 2):
+        raise UserError(
+            f"'{name_or_path}' asks for ZeRO stage {stage}, which is not supported yet.",
+            "Set zero_optimization.stage to 1 or 2, or use deepspeed_zero2.",
+        )
     bf16 = settings.dtype == "bf16"
     config |= {
         "train_micro_batch_size_per_gpu": settings.batch_size,

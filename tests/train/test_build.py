@@ -12,6 +12,7 @@ import torch
 
 from llava_tools.config import load_settings
 from llava_tools.errors import UserError
+from llava_tools.model.llava import LlavaModel
 from llava_tools.model.load import build_assistant
 from llava_tools.model.source import open_source
 from llava_tools.train.build import build_model
@@ -59,3 +60,40 @@ def test_positions_that_cannot_be_stretched_are_refused(parts: Path, tmp_path: P
         UserError, match=r"phi3' \(phi3\) cannot be stretched from 512 to 1000.*linear"
     ):
         build_model(load_settings(str(path)))
+
+
+def lora_model(parts: Path, tmp_path: Path, **changes: Any) -> LlavaModel:
+    """Build a run that trains the projector and LoRA on the frozen tiny Phi-3."""
+    return build_model(load_settings(str(write_config(tmp_path, parts, **changes))))
+
+
+@pytest.mark.parametrize("targets", [["q_proj"], ["qkv_proj", "q_proj"], "q_proj", ["norm"]])
+def test_lora_on_layers_that_are_not_there(parts: Path, tmp_path: Path, targets: Any) -> None:
+    """Phi-3 has its q, k and v in one layer."""
+    with pytest.raises(UserError, match="name no linear layer of Phi3ForCausalLM: ") as caught:
+        lora_model(parts, tmp_path, llm_lora={"r": 4, "target_modules": targets})
+    assert "qkv_proj" not in caught.value.message
+    assert "down_proj, gate_up_proj, o_proj, qkv_proj" in caught.value.hint
+
+
+def test_a_lora_pattern_that_is_none(parts: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"target_modules = '\*_proj' is no regular expression"):
+        lora_model(parts, tmp_path, llm_lora={"r": 4, "target_modules": "*_proj"})
+
+
+@pytest.mark.parametrize(
+    ("targets", "found"),
+    [
+        (["qkv_proj"], {"qkv_proj"}),
+        (["self_attn.o_proj"], {"o_proj"}),
+        (r".*\.layers\.0\..*_proj", {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}),
+        ("all-linear", {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}),
+        (None, {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}),
+    ],
+)
+def test_lora_is_put_where_it_is_wanted(
+    parts: Path, tmp_path: Path, targets: Any, found: set[str]
+) -> None:
+    model = lora_model(parts, tmp_path, llm_lora={"r": 4, "target_modules": targets})
+    names = [name.split(".") for name in model.trained_state_dict() if "lora_A" in name]
+    assert {name[name.index("lora_A") - 1] for name in names} == found

@@ -15,6 +15,7 @@ class FakeEngine:
     """Writes a little file, or fails half way like a full disk."""
 
     rank = 0
+    world_size = 1
 
     def __init__(self, failure: Exception | None = None) -> None:
         self.failure = failure
@@ -82,7 +83,21 @@ def test_prune_keeps_the_newest_and_the_one_in_use(tmp_path: Path) -> None:
     assert [p.name for p in checkpoint.list_checkpoints(tmp_path)] == ["iter_2.pth", "iter_10.pth"]
 
 
-def test_a_dangling_pointer_is_told(tmp_path: Path) -> None:
-    save(tmp_path, 5).unlink()
-    with pytest.raises(UserError, match="names 'iter_5.pth', which is not there"):
-        checkpoint.last_checkpoint(tmp_path)
+def test_without_a_pointer_to_one_the_newest_checkpoint_counts(tmp_path: Path) -> None:
+    newest = save(tmp_path, 5)
+    (tmp_path / "last_checkpoint").write_text("iter_9.pth\n")
+    assert checkpoint.last_checkpoint(tmp_path) == newest
+    (tmp_path / "last_checkpoint").unlink()
+    assert checkpoint.last_checkpoint(tmp_path) == newest
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_writing_an_iteration_again_replaces_it(tmp_path: Path, kind: str) -> None:
+    old, new = tmp_path / "iter_5.pth", tmp_path / "iter_5.pth.tmp"
+    for path in (old, new):
+        if kind == "directory":
+            path.mkdir()
+        (path / "x" if kind == "directory" else path).write_text(path.name)
+    checkpoint.replace(new, old)
+    assert (old / "x" if kind == "directory" else old).read_text() == new.name
+    assert [p.name for p in tmp_path.iterdir()] == ["iter_5.pth"]

@@ -9,9 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
+from transformers.models.phi3.modeling_phi3 import Phi3MLP
 
 from llava_tools.config import load_settings
 from llava_tools.errors import UserError
@@ -116,18 +118,32 @@ def test_lora_of_both_parts_is_saved_under_published_names(parts: Path, tmp_path
     assert losses(work)[-1] < losses(work)[0]
 
 
-def test_activation_checkpointing_changes_nothing(parts: Path, tmp_path: Path) -> None:
-    changes = dict(freeze_llm=False, freeze_visual_encoder=False, lr=1e-3)
-    plain = run(tmp_path / "a", parts, **changes)
-    checkpointed = run(tmp_path / "b", parts, activation_checkpointing=True, **changes)
-    assert losses(plain) == pytest.approx(losses(checkpointed), rel=1e-6)
+@pytest.mark.parametrize("freeze_llm", [False, True])
+def test_activation_checkpointing_computes_twice_and_changes_nothing(
+    parts: Path, tmp_path: Path, freeze_llm: bool
+) -> None:
+    changes = dict(freeze_llm=freeze_llm, freeze_visual_encoder=freeze_llm, lr=1e-3)
+    calls = {}
+    for name, on in (("plain", False), ("checkpointed", True)):
+        config = write_config(tmp_path / name, parts, activation_checkpointing=on, **changes)
+        forward = Phi3MLP.forward
+        with pytest.MonkeyPatch.context() as patch:
+            counted = Mock(side_effect=forward, autospec=True)
+            patch.setattr(Phi3MLP, "forward", lambda self, x, f=counted: f(self, x))
+            run_training(load_settings(str(config)), tmp_path / name / "work")
+        calls[name] = counted.call_count
+    assert calls["checkpointed"] == 2 * calls["plain"] > 0
+    plain, checkpointed = (losses(tmp_path / name / "work") for name in calls)
+    assert plain == pytest.approx(checkpointed, rel=1e-6)
 
 
 def test_sample_answers_do_not_disturb_the_run(parts: Path, tmp_path: Path) -> None:
-    plain = run(tmp_path / "a", parts)
+    changes = dict(llm_lora=dict(r=2, lora_dropout=0.5))
+    plain = run(tmp_path / "a", parts, **changes)
     sampled = run(
         tmp_path / "b",
         parts,
+        **changes,
         evaluation_freq=1,
         evaluation_images=[str(parts / "images" / "0.png")],
         evaluation_inputs=["What is in the picture?"],
@@ -136,6 +152,11 @@ def test_sample_answers_do_not_disturb_the_run(parts: Path, tmp_path: Path) -> N
     answers = [json.loads(line) for line in (sampled / "samples.jsonl").read_text().splitlines()]
     assert [a["iter"] for a in answers] == [1, 2, 3]
     assert answers[0]["question"] == "0.png What is in the picture?"
+
+
+def test_a_failing_sample_answer_does_not_end_the_run(parts: Path, tmp_path: Path) -> None:
+    work = run(tmp_path, parts, evaluation_freq=1, evaluation_inputs=["a<|end|>" * 600])
+    assert (work / "iter_3.pth").is_file()
 
 
 def test_the_second_stage_starts_from_the_first(parts: Path, tmp_path: Path) -> None:
@@ -184,6 +205,71 @@ def test_a_broken_image_is_skipped_counted_and_listed(parts: Path, tmp_path: Pat
     assert len(skipped) == 1 and "1.png" in json.dumps(skipped[0])
     with pytest.raises(UserError, match="skipped"):
         run(tmp_path / "b", parts, datasets=datasets, max_skipped=0.0)
+
+
+def test_a_resumed_run_keeps_its_list_and_its_seed(parts: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for picture in (parts / "images").iterdir():
+        (images / picture.name).write_bytes(picture.read_bytes())
+    (images / "1.png").write_bytes((images / "1.png").read_bytes()[:60])
+    datasets = [dict(data_path=str(parts / "llava.json"), image_folder=str(images))]
+    changes = dict(datasets=datasets, max_skipped=0.5, max_epochs=2, save_steps=3, seed=5)
+    changes |= dict(save_total_limit=9)
+    straight = run(tmp_path / "a", parts, **changes)
+    before = losses(straight)
+    listed = (straight / "skipped.jsonl").read_text()
+    assert len(listed.splitlines()) == 1  # met in both epochs, listed once
+    start = str(straight / "iter_3.pth")
+    run(tmp_path / "a", parts, resume=start, **(changes | dict(seed=0)))
+    assert losses(straight) == before
+    assert (straight / "skipped.jsonl").read_text() == listed
+    assert load_settings(str(straight / "config.py")).seed == 5
+
+
+@pytest.mark.parametrize(
+    "change", [dict(batch_size=1), dict(accumulative_counts=2), dict(sampler="length_grouped")]
+)
+def test_what_moves_the_place_in_the_data_is_refused(
+    parts: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    work = run(tmp_path, parts)
+    name = next(iter(change))
+    with pytest.raises(UserError, match=rf"was written with {name} = .*, this run has"):
+        run(tmp_path, parts, resume=str(work / "iter_3.pth"), **change)
+
+
+def test_wrong_checkpoints_are_no_start(parts: Path, tmp_path: Path) -> None:
+    work = run(tmp_path, parts)
+    path = work / "iter_3.pth"
+    good = path.read_bytes()
+    path.write_bytes(good[: len(good) // 2])
+    with pytest.raises(UserError, match=r"iter_3\.pth' cannot be resumed from"):
+        run(tmp_path, parts, resume="auto")
+    torch.save({"state_dict": {}}, path)
+    with pytest.raises(UserError, match="it has no '(meta|optimizer)'"):
+        run(tmp_path, parts, resume="auto")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match="cannot be resumed from"):
+        run(tmp_path, parts, resume="auto")
+    path.rmdir()
+    path.write_bytes(good)
+    with pytest.raises(UserError, match="does not hold what this run trains: .* for example llm"):
+        run(tmp_path, parts, resume="auto", freeze_llm=False)
+
+
+def test_a_large_seed(parts: Path, tmp_path: Path) -> None:
+    run(tmp_path, parts, seed=2**40)
+
+
+def test_too_many_skips_are_all_listed(parts: Path, tmp_path: Path) -> None:
+    rows = [{"id": i, "conversations": []} for i in range(7)]
+    data = tmp_path / "rows.json"
+    data.write_text(json.dumps(rows))
+    with pytest.raises(UserError, match="skipped.*\n.*skipped.jsonl"):
+        run(tmp_path, parts, datasets=[dict(data_path=str(data))])
+    assert len((tmp_path / "work" / "skipped.jsonl").read_text().splitlines()) == 7
 
 
 def test_an_old_run_is_not_written_over(parts: Path, tmp_path: Path) -> None:

@@ -87,5 +87,11 @@ def test_deepspeed_configuration_follows_the_settings(parts: Path, tmp_path: Pat
     own.write_text("{")
     with pytest.raises(UserError, match="is not JSON"):
         read_deepspeed_config(str(own), settings, 1)
+    own.write_text("[]")
+    with pytest.raises(UserError, match="is not a JSON object"):
+        read_deepspeed_config(str(own), settings, 1)
+    own.write_text('{"zero_optimization": {"stage": 3}}')
+    with pytest.raises(UserError, match="asks for ZeRO stage 3"):
+        read_deepspeed_config(str(own), settings, 1)
     with pytest.raises(UserError, match="No DeepSpeed configuration 'zero9'"):
         read_deepspeed_config("zero9", settings, 1)
