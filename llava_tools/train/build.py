@@ -46,7 +46,7 @@ def build_model(settings: Settings) -> LlavaModel:
     frozen_kind = torch.bfloat16 if settings.dtype == "bf16" else torch.float32
     llm = load_llm(
         settings.llm_name_or_path,
-        dtype=frozen_kind if settings.freeze_llm and not settings.llm_lora else torch.float32,
+        dtype=frozen_kind if settings.freeze_llm else torch.float32,
         trust_remote_code=settings.trust_remote_code,
         max_position_embeddings=settings.max_position_embeddings,
     )

@@ -97,3 +97,15 @@ def test_lora_is_put_where_it_is_wanted(
     model = lora_model(parts, tmp_path, llm_lora={"r": 4, "target_modules": targets})
     names = [name.split(".") for name in model.trained_state_dict() if "lora_A" in name]
     assert {name[name.index("lora_A") - 1] for name in names} == found
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_a_frozen_base_is_never_held_in_a_larger_dtype(
+    parts: Path, tmp_path: Path, dtype: str
+) -> None:
+    """Two bytes a weight of a large LLM are what decides whether it fits; LoRA trains in fp32."""
+    model = lora_model(parts, tmp_path, llm_lora={"r": 4}, dtype=dtype)
+    weights = list(model.llm.parameters())
+    frozen = torch.bfloat16 if dtype == "bf16" else torch.float32
+    assert {p.dtype for p in weights if not p.requires_grad} == {frozen}
+    assert {p.dtype for p in weights if p.requires_grad} == {torch.float32}
