@@ -34,8 +34,11 @@ def check_files(settings: Settings, where: str = "config") -> None:
     if settings.pretrained_pth is not None:
         _require(where, "pretrained_pth", settings.pretrained_pth)
     for i, image in enumerate(settings.evaluation_images):
-        if "://" not in image:
-            _require(where, f"evaluation_images[{i}]", image)
+        key = f"evaluation_images[{i}]"
+        if "://" in image:
+            message = f"{where}: '{key}' is an address, not a file: {image}"
+            raise UserError(message, "Download the image, and give its path.")
+        _require(where, key, image)
 
 
 def _require(where: str, key: str, path: str) -> None:

@@ -20,7 +20,7 @@ def settings(parts: Path) -> Settings:
         visual_encoder_name_or_path=str(parts / "clip"),
         prompt_template="phi3_chat",
         datasets=(dataset,),
-        evaluation_images=(str(parts / "images" / "0.png"), "https://example.org/a.png"),
+        evaluation_images=(str(parts / "images" / "0.png"),),
     )
 
 
@@ -45,6 +45,17 @@ def test_hub_ids_are_not_looked_for(settings: Settings) -> None:
 def test_a_missing_part(settings: Settings, key: str, value: str) -> None:
     with pytest.raises(UserError, match=f"my.py: '{key}.*names a file that is not there"):
         check_files(replace(settings, **{key: value}), "my.py")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("address", ["https://example.org/a.png", "s3://bucket/a.png"])
+def test_images_to_evaluate_are_local_files(settings: Settings, address: str) -> None:
+    images = (*settings.evaluation_images, address)
+    with pytest.raises(UserError) as caught:
+        check_files(replace(settings, evaluation_images=images), "my.py")
+    assert f"my.py: 'evaluation_images[1]' is an address, not a file: {address}" in str(
+        caught.value
+    )
+    assert "Download" in caught.value.hint
 
 
 def test_a_missing_data_file_is_told_with_the_nearest_one(settings: Settings, parts: Path) -> None:
