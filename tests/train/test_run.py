@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -291,6 +292,28 @@ def test_a_checkpoint_of_another_model_is_refused(parts: Path, tmp_path: Path) -
     torch.save({"state_dict": {"backbone.weight": torch.zeros(3, 3)}}, foreign)
     with pytest.raises(UserError, match=r"backbone\.weight|unknown"):
         run(tmp_path, parts, pretrained_pth=str(foreign))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_real_write_error_ends_the_run_with_two_lines(
+    parts: Path, tmp_path: Path, processes: int
+) -> None:
+    """Files may not grow beyond 12 kB here: what a full disk does, without filling one."""
+    config = write_config(tmp_path, parts)
+    work = tmp_path / "work"
+    command = [sys.executable, "-m", "llava_tools", "train", str(config), "--work-dir", str(work)]
+    done = subprocess.run(
+        command,
+        env=os.environ | {"NPROC_PER_NODE": str(processes), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=150,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000)),
+    )
+    assert done.returncode == 2, done.stderr
+    assert "Could not save" in done.stderr and "Traceback" not in done.stderr
+    assert not list(work.glob("iter_*.pth")) and not (work / "last_checkpoint").exists()
 
 
 @pytest.mark.slow

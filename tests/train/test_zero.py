@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,9 +15,12 @@ import torch
 
 from llava_tools.config import load_settings
 from llava_tools.errors import UserError
+from llava_tools.model.llava import LlavaModel
+from llava_tools.model.load import load_llm
 from llava_tools.model.source import read_checkpoint
+from llava_tools.train.plain import place
 from llava_tools.train.run import run_training
-from llava_tools.train.zero import read_deepspeed_config
+from llava_tools.train.zero import read_deepspeed_config, refuse_foreign_pickles
 from tests.train.runs import losses, write_config
 
 pytest.importorskip("deepspeed")
@@ -60,6 +65,52 @@ def test_two_ranks_train_like_one_process_and_resume_exactly(parts: Path, tmp_pa
     assert losses(two) == before
     again = read_checkpoint(two / name)
     assert all(torch.equal(again[key].read(), ours[key].read()) for key in ours)
+
+
+@pytest.mark.slow
+def test_an_interrupt_of_two_ranks_saves_and_stops(parts: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, parts, dtype="bf16", batch_size=1, max_epochs=400)
+    work = tmp_path / "work"
+    command = [sys.executable, "-m", "llava_tools", "train", str(config), "--work-dir", str(work)]
+    process = subprocess.Popen(
+        command,
+        env=os.environ | {"NPROC_PER_NODE": "2", "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (work / "log.jsonl").exists() or len(losses(work)) < 3:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors and "bug" not in errors
+    last = (work / "last_checkpoint").read_text().strip()
+    assert last == f"iter_{len(losses(work))}.pth" and (work / last).is_dir()
+
+
+def test_placing_casts_parameters_and_leaves_buffers(parts: Path) -> None:
+    """Rotary frequencies in bf16 would be off by radians far into a text."""
+    model = LlavaModel(load_llm(str(parts / "phi3"), dtype=torch.float32))
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    place(model, torch.device("cpu"), trained=torch.bfloat16, frozen=torch.bfloat16)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert before and all(torch.equal(b, before[n]) for n, b in model.named_buffers())
+
+
+def test_a_directory_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    class Attack:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.system, ("touch attacked",)
+
+    torch.save({"x": Attack()}, tmp_path / "mp_rank_00_model_states.pt")
+    with pytest.raises(UserError, match="would run foreign code: .*system"):
+        refuse_foreign_pickles(tmp_path)
+    (tmp_path / "mp_rank_00_model_states.pt").write_bytes(b"PK")
+    with pytest.raises(UserError, match="cannot be read"):
+        refuse_foreign_pickles(tmp_path)
+    with pytest.raises(UserError, match="is no DeepSpeed checkpoint"):
+        refuse_foreign_pickles(tmp_path / "iter_3.pth")
 
 
 def test_a_failing_process_gives_its_exit_code(parts: Path, tmp_path: Path) -> None:
