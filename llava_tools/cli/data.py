@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import logging
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
 from llava_tools.cli.options import CfgOptions, ConfigArgument, Json
+from llava_tools.errors import UserError
+
+if TYPE_CHECKING:
+    from llava_tools.config import Settings
+    from llava_tools.data.prepare import Limits
+
+log = logging.getLogger(__name__)
 
 ROWS = 5  # for people; scripts get them all
 
@@ -26,4 +34,17 @@ def show(
 
     settings = load_settings(config, cfg_options or [])
     count = rows if rows or as_json else ROWS
-    show(settings, build_tokenizer(settings), count, as_json=as_json)
+    tokenizer, limits = build_tokenizer(settings), _limits(settings)
+    show(settings, tokenizer, count, limits, as_json=as_json)
+
+
+def _limits(settings: Settings) -> Limits:
+    """Return the model's limits; rows can be shown where only the tokenizer is at hand, too."""
+    from llava_tools.data.prepare import UNLIMITED
+    from llava_tools.train.build import build_limits
+
+    try:
+        return build_limits(settings)
+    except UserError as error:
+        log.warning("Rows beyond the model's context are shown, too: %s", error.message)
+        return UNLIMITED

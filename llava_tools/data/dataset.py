@@ -24,6 +24,8 @@ from llava_tools.data.collate import Example
 from llava_tools.data.images import ImageProcessor, open_image
 from llava_tools.data.packed import Growing, PackedRows, token_type
 from llava_tools.data.prepare import (
+    UNLIMITED,
+    Limits,
     Plan,
     choose_processes,
     file_size,
@@ -155,9 +157,12 @@ class TrainDataset(Dataset[Example]):
 
 
 def build_dataset(
-    settings: Settings, tokenizer: Any, image_processor: ImageProcessor | None
+    settings: Settings,
+    tokenizer: Any,
+    image_processor: ImageProcessor | None,
+    limits: Limits = UNLIMITED,
 ) -> TrainDataset:
-    """Read and tokenise all data files of a run.
+    """Read and tokenise all data files of a run; `limits` are those of the model.
 
     Raises UserError for an unreadable file, when no row is left, or when the share of skipped
     rows exceeds `max_skipped`.
@@ -167,7 +172,8 @@ def build_dataset(
     mended: Counter[str] = Counter()
     seen = 0
     for i, spec in enumerate(settings.datasets):
-        plan = make_plan(settings, spec, tokenizer, sees_images=image_processor is not None)
+        sees_images = image_processor is not None
+        plan = make_plan(settings, spec, tokenizer, limits, sees_images=sees_images)
         processes = choose_processes(spec.data_path, settings.num_workers)
         rows = sampled_rows(spec, np.random.default_rng([settings.seed, i]))
         growing = Growing(plan.token_dtype)
@@ -184,7 +190,14 @@ def build_dataset(
     return TrainDataset(parts, image_processor, skipped, mended, seen)
 
 
-def make_plan(settings: Settings, spec: DatasetSpec, tokenizer: Any, *, sees_images: bool) -> Plan:
+def make_plan(
+    settings: Settings,
+    spec: DatasetSpec,
+    tokenizer: Any,
+    limits: Limits = UNLIMITED,
+    *,
+    sees_images: bool,
+) -> Plan:
     """Return how the rows of one data file are to be prepared."""
     largest_id = max(tokenizer.get_vocab().values())
     return Plan(
@@ -197,6 +210,7 @@ def make_plan(settings: Settings, spec: DatasetSpec, tokenizer: Any, *, sees_ima
         max_length=settings.max_length,
         sees_images=sees_images,
         token_dtype=token_type(largest_id),
+        limits=limits,
     )
 
 

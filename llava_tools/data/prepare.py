@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from multiprocessing import get_context
 
+from llava_tools.constants import IMAGE_TOKEN_ID
 from llava_tools.data.codec import Codec
 from llava_tools.data.formats import get_format
 from llava_tools.data.packed import PackedRows, RowData, TokenType
@@ -29,6 +30,24 @@ MAX_PROCESSES = 16
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What the model sets: its positions (None: unknown), and how many of them an image takes.
+
+    `max_length` is another matter: it counts an image as one token.
+    """
+
+    context: int | None = None
+    image_positions: int = 1
+
+    def positions(self, input_ids: Sequence[int]) -> int:
+        """Return the number of positions of a row in the model."""
+        return len(input_ids) + input_ids.count(IMAGE_TOKEN_ID) * (self.image_positions - 1)
+
+
+UNLIMITED = Limits()
+
+
+@dataclass(frozen=True)
 class Plan:
     """All that decides how the rows of one data file are prepared."""
 
@@ -41,6 +60,7 @@ class Plan:
     max_length: int
     sees_images: bool  # False in a run without a vision tower
     token_dtype: TokenType
+    limits: Limits = UNLIMITED
 
 
 @dataclass(frozen=True)
@@ -73,6 +93,10 @@ def prepare_row(plan: Plan, row: RawRow) -> tuple[Sample, Rendered] | Skip:
     for flag in rendered.flags:
         if flag in SKIP_REASONS:
             return Skip(found.origin, found.id, flag, _detail(flag, plan, found))
+    positions, context = plan.limits.positions(rendered.input_ids), plan.limits.context
+    if context and positions > context:
+        detail = f"{positions:,} positions, the model has {context:,}"
+        return Skip(found.origin, found.id, "beyond_context", detail)
     return found, rendered
 
 

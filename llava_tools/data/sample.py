@@ -19,6 +19,7 @@ SKIP_REASONS = {
     "no_answer": "no answer to train on",
     "control_token": "a text contains a control token of the tokenizer",
     "several_captions": "more than one answer, which the template `plain` cannot express",
+    "beyond_context": "the row, its images included, is longer than the model's context",
     "image_cut": "an image lies beyond max_length",
     "nothing_supervised": "nothing to train on is left within max_length",
     "image_without_tower": "an image row in a run without a vision tower",

@@ -18,7 +18,7 @@ import orjson
 from llava_tools.config import Settings
 from llava_tools.constants import IGNORE_ID, IMAGE_TOKEN, IMAGE_TOKEN_ID
 from llava_tools.data.dataset import make_plan, sampled_rows
-from llava_tools.data.prepare import prepare_row
+from llava_tools.data.prepare import UNLIMITED, Limits, prepare_row
 from llava_tools.data.sample import Skip
 
 log = logging.getLogger(__name__)
@@ -40,11 +40,13 @@ class ShownRow:
     labels: list[int]
 
 
-def shown_rows(settings: Settings, tokenizer: Any) -> Iterator[ShownRow | Skip]:
+def shown_rows(
+    settings: Settings, tokenizer: Any, limits: Limits = UNLIMITED
+) -> Iterator[ShownRow | Skip]:
     """Yield every row of a run, in file order, as training prepares it. Raises UserError."""
     sees_images = settings.visual_encoder_name_or_path is not None
     for i, spec in enumerate(settings.datasets):
-        plan = make_plan(settings, spec, tokenizer, sees_images=sees_images)
+        plan = make_plan(settings, spec, tokenizer, limits, sees_images=sees_images)
         for raw in sampled_rows(spec, np.random.default_rng([settings.seed, i])):
             result = prepare_row(plan, raw)
             if isinstance(result, Skip):
@@ -56,13 +58,18 @@ def shown_rows(settings: Settings, tokenizer: Any) -> Iterator[ShownRow | Skip]:
 
 
 def show(
-    settings: Settings, tokenizer: Any, rows: int | None = None, *, as_json: bool = False
+    settings: Settings,
+    tokenizer: Any,
+    rows: int | None = None,
+    limits: Limits = UNLIMITED,
+    *,
+    as_json: bool = False,
 ) -> None:
     """Print the first rows (or all) to stdout; rows that training would skip are logged.
 
     As JSON: one object a line with id, input_ids, labels, images.
     """
-    for row in islice(_kept(shown_rows(settings, tokenizer)), rows):
+    for row in islice(_kept(shown_rows(settings, tokenizer, limits)), rows):
         if as_json:
             sys.stdout.write(to_json(row) + "\n")
         else:

@@ -8,7 +8,6 @@ Reading one needs the package open_clip (`pip install 'llava-tools[open-clip]'`)
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from llava_tools.errors import UserError, did_you_mean
 from llava_tools.model.keymap import Row, convert
 from llava_tools.model.lazy import LazyTensor
 from llava_tools.model.vision import first_line
+from llava_tools.model.weights import read_json
 
 CONFIG = "open_clip_config.json"
 TAG, HUB = "open_clip:", "hf-hub:"
@@ -76,7 +76,8 @@ def is_open_clip(name_or_path: str | Path) -> bool:
     if not (folder / CONFIG).is_file():
         return False
     weights = [*folder.glob("model*.safetensors"), *folder.glob("pytorch_model*.bin")]
-    return not (weights and "model_type" in _read_json(folder / "config.json"))
+    config = folder / "config.json"
+    return not (weights and config.is_file() and "model_type" in read_json(config))
 
 
 def load_open_clip(name_or_path: str | Path) -> tuple[CLIPVisionModel, dict[str, Any]]:
@@ -108,6 +109,14 @@ def load_open_clip(name_or_path: str | Path) -> tuple[CLIPVisionModel, dict[str,
 def read_preprocessor_config(name_or_path: str | Path) -> dict[str, Any]:
     """Return an open_clip checkpoint's preprocessor_config without loading its weights."""
     return _preprocessor_config(_describe(str(name_or_path), _open_clip(str(name_or_path))))
+
+
+def read_patches(name_or_path: str | Path) -> int:
+    """Return the number of patches that an open_clip tower makes of an image."""
+    checkpoint = _describe(str(name_or_path), _open_clip(str(name_or_path)))
+    _check_tower(checkpoint)
+    patch = checkpoint.vision.get("patch_size", 16)  # open_clip's default
+    return (checkpoint.side // _square(patch, checkpoint.name, "patches")) ** 2
 
 
 def _open_clip(name: str) -> Any:
@@ -142,7 +151,7 @@ def _describe(name: str, open_clip: Any) -> _Checkpoint:
 
 
 def _describe_folder(name: str, model_name: str, config: Path) -> _Checkpoint:
-    settings = _read_json(config)
+    settings = read_json(config)
     model = settings.get("model_cfg")
     if not isinstance(model, dict) or not isinstance(model.get("vision_cfg"), dict):
         raise UserError(
@@ -286,12 +295,3 @@ def _square(size: Any, name: str, what: str) -> int:
 
 def _three(value: Any) -> list[float]:
     return [float(x) for x in (value if isinstance(value, list | tuple) else (value,) * 3)]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; {} when there is no such file or no object in it."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -48,7 +48,7 @@ class VisualEncoder(nn.Module):
     @property
     def num_patches(self) -> int:
         """Number of features an image becomes: (image side / patch side) squared."""
-        return int(self.config.image_size // self.config.patch_size) ** 2
+        return _count_patches(self.config)
 
 
 def load_visual_encoder(name_or_path: str) -> VisualEncoder:
@@ -60,6 +60,28 @@ def load_visual_encoder(name_or_path: str) -> VisualEncoder:
 
     if is_open_clip(name_or_path):
         return VisualEncoder(load_open_clip(name_or_path)[0])
+    tower = TOWERS[_read_config(name_or_path).model_type]
+    return VisualEncoder(load_strictly(tower, name_or_path, dtype=torch.float32))
+
+
+def read_num_patches(name_or_path: str) -> int:
+    """Return the number of features an image becomes in a tower, of which only configs are read.
+
+    Raises UserError as `load_visual_encoder` does.
+    """
+    from llava_tools.model.open_clip import is_open_clip, read_patches
+
+    if is_open_clip(name_or_path):
+        return read_patches(name_or_path)
+    config = _read_config(name_or_path)
+    return _count_patches(getattr(config, "vision_config", config))
+
+
+def _count_patches(config: Any) -> int:
+    return int(config.image_size // config.patch_size) ** 2
+
+
+def _read_config(name_or_path: str) -> Any:
     try:
         config = AutoConfig.from_pretrained(name_or_path)
     except (OSError, ValueError) as error:
@@ -67,13 +89,12 @@ def load_visual_encoder(name_or_path: str) -> VisualEncoder:
             f"No vision tower at '{name_or_path}': {first_line(error)}",
             "Give a folder with config.json, or a hub id that is downloaded already.",
         ) from error
-    tower = TOWERS.get(config.model_type)
-    if tower is None:
+    if config.model_type not in TOWERS:
         raise UserError(
             f"'{name_or_path}' is a model of type '{config.model_type}', not a vision tower.",
             f"Vision towers that work: {', '.join(sorted(TOWERS))}, and open_clip checkpoints.",
         )
-    return VisualEncoder(load_strictly(tower, name_or_path, dtype=torch.float32))
+    return config
 
 
 def load_strictly(kind: Any, name_or_path: str, **kwargs: Any) -> PreTrainedModel:

@@ -11,13 +11,19 @@ from torch import nn
 
 from llava_tools.config import Settings
 from llava_tools.data.images import ImageProcessor
+from llava_tools.data.prepare import Limits
 from llava_tools.data.templates import check_template, get_template
 from llava_tools.errors import UserError
 from llava_tools.model.llava import LlavaModel, count_parameters
-from llava_tools.model.load import load_image_processor, load_llm, load_tokenizer
+from llava_tools.model.load import (
+    load_image_processor,
+    load_llm,
+    load_llm_config,
+    load_tokenizer,
+)
 from llava_tools.model.projector import Projector
 from llava_tools.model.source import read_checkpoint
-from llava_tools.model.vision import VisualEncoder, load_visual_encoder
+from llava_tools.model.vision import VisualEncoder, load_visual_encoder, read_num_patches
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +41,18 @@ def build_image_processor(settings: Settings) -> ImageProcessor | None:
     """Load the tower's preprocessing; None for a text-only run."""
     name = settings.visual_encoder_name_or_path
     return load_image_processor(name) if name else None
+
+
+def build_limits(settings: Settings) -> Limits:
+    """Read from the configs how many positions the LLM has and how many an image takes."""
+    config = load_llm_config(
+        settings.llm_name_or_path,
+        trust_remote_code=settings.trust_remote_code,
+        max_position_embeddings=settings.max_position_embeddings,
+    )
+    tower = settings.visual_encoder_name_or_path
+    context = getattr(config, "max_position_embeddings", None)
+    return Limits(context, read_num_patches(tower) if tower else 1)
 
 
 def build_model(settings: Settings) -> LlavaModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from llava_tools.data.dataset import (
 )
 from llava_tools.data.formats import read_samples
 from llava_tools.data.images import ImageProcessor, open_image
+from llava_tools.data.prepare import Limits
 from llava_tools.data.render import render
 from llava_tools.data.sample import Sample, Skip
 from llava_tools.data.templates import get_template
@@ -93,6 +95,37 @@ def test_several_images_in_a_row(
     assert (example.input_ids == IMAGE_TOKEN_ID).sum() == 2
     folder = settings.datasets[0].image_folder
     assert torch.equal(example.pixels[0], processor(open_image("2.png", folder)))
+
+
+def test_rows_beyond_the_models_context_are_skipped_and_counted(
+    make_settings: MakeSettings, tokenizers: dict[str, Any], processor: ImageProcessor
+) -> None:
+    """max_length counts an image as one token; the model sees four here, 576 in LLaVA 1.5."""
+    turns = [{"from": "human", "value": "<image>" * 120}, {"from": "gpt", "value": "Many."}]
+    many = {"id": "many", "image": ["0.png"] * 120, "conversations": turns}
+    settings = make_settings([*tiny.llava_rows(["0.png"]), many], max_length=400, max_skipped=0.5)
+    build = partial(build_dataset, settings, tokenizers["phi3"], processor)
+    length = int(build().lengths[-1])
+    assert length <= 400
+    fits = build(Limits(length + 120 * 3, image_positions=4))
+    assert len(fits) == 4 and int(fits.lengths[-1]) == length  # lengths stay XTuner's
+    dataset = build(Limits(length + 120 * 3 - 1, image_positions=4))
+    assert len(dataset) == 3
+    (skip,) = dataset.skipped
+    assert (skip.id, skip.reason) == ("many", "beyond_context")
+    assert skip.detail == f"{length + 360} positions, the model has {length + 359}"
+    line = "skipped 1: the row, its images included, is longer than the model's context"
+    assert dataset.summary().lines()[1] == line
+
+
+def test_text_rows_are_held_to_the_context_too(
+    make_settings: MakeSettings, tokenizers: dict[str, Any]
+) -> None:
+    settings = make_settings(tiny.llava_rows([]), max_skipped=0.5)
+    lengths = -build_dataset(settings, tokenizers["phi3"], None).lengths
+    assert lengths[0] < lengths[1]
+    shorter = build_dataset(settings, tokenizers["phi3"], None, Limits(int(lengths[0])))
+    assert [skip.reason for skip in shorter.skipped] == ["beyond_context"]
 
 
 def test_a_text_run_has_no_pixels(make_settings: MakeSettings, tokenizers: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from llava_tools.errors import UserError
 from llava_tools.model.load import load_assistant, load_llm, load_tokenizer
-from llava_tools.model.vision import load_visual_encoder
+from llava_tools.model.vision import load_visual_encoder, read_num_patches
 from tests import tiny
 
 
@@ -110,3 +110,15 @@ def test_an_incomplete_folder_is_not_filled_with_random_weights(
     save_file({k: v for k, v in weights.items() if k != name}, folder / "model.safetensors")
     with pytest.raises(UserError, match=name):
         load_llm(str(folder), dtype=torch.float32)
+
+
+def test_the_patches_of_a_whole_clip_are_those_of_its_vision_half(
+    parts: Path, tmp_path: Path
+) -> None:
+    vision = {"image_size": 42, "patch_size": 14}
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "clip", "vision_config": vision})
+    )
+    assert read_num_patches(str(tmp_path)) == 9
+    with pytest.raises(UserError, match="a model of type 'phi3', not a vision tower"):
+        read_num_patches(str(parts / "phi3"))

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from llava_tools.data.images import ImageProcessor
 from llava_tools.errors import UserError
 from llava_tools.model.open_clip import is_open_clip, load_open_clip, read_preprocessor_config
-from llava_tools.model.vision import load_visual_encoder
+from llava_tools.model.vision import load_visual_encoder, read_num_patches
 
 open_clip = pytest.importorskip("open_clip")
 
@@ -93,6 +93,16 @@ def test_activations_are_told_apart(tmp_path: Path) -> None:
     exact = load_open_clip(save(tmp_path / "exact", quick_gelu=False))[0]
     difference = quick(PIXELS).last_hidden_state - exact(PIXELS).last_hidden_state
     assert difference.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("vision", [{}, {"image_size": 56}, {"patch_size": [7, 7]}])
+def test_the_number_of_patches_is_told_without_weights(
+    tmp_path: Path, vision: dict[str, Any]
+) -> None:
+    folder = save(tmp_path / "tower", vision)
+    expected = load_visual_encoder(str(folder)).num_patches
+    (folder / "open_clip_model.safetensors").unlink()
+    assert read_num_patches(str(folder)) == expected == (4 if not vision else 16)
 
 
 @torch.no_grad()

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from llava_tools.config import load_settings
+from llava_tools.data.prepare import Limits
 from llava_tools.errors import UserError
 from llava_tools.model.llava import LlavaModel
 from llava_tools.model.load import build_assistant
 from llava_tools.model.source import open_source
-from llava_tools.train.build import build_model
+from llava_tools.train.build import build_limits, build_model
 from tests.train.runs import write_config
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -109,3 +110,26 @@ def test_a_frozen_base_is_never_held_in_a_larger_dtype(
     frozen = torch.bfloat16 if dtype == "bf16" else torch.float32
     assert {p.dtype for p in weights if not p.requires_grad} == {frozen}
     assert {p.dtype for p in weights if p.requires_grad} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("changes", "limits"),
+    [
+        ({}, Limits(512, 4)),
+        ({"visual_encoder_name_or_path": "siglip"}, Limits(512, 4)),
+        ({"visual_encoder_name_or_path": None, "freeze_llm": False}, Limits(512, 1)),
+        ({"llm_name_or_path": "vicuna", "max_position_embeddings": 100}, Limits(512, 4)),
+        ({"llm_name_or_path": "vicuna", "max_position_embeddings": 1000}, Limits(1000, 4)),
+    ],
+)
+def test_the_models_limits_are_read_from_its_configs(
+    parts: Path, tmp_path: Path, changes: dict[str, Any], limits: Limits
+) -> None:
+    named = ("llm_name_or_path", "visual_encoder_name_or_path")
+    full = {k: str(parts / v) if k in named and v else v for k, v in changes.items()}
+    settings = load_settings(str(write_config(tmp_path, parts, **full)))
+    assert build_limits(settings) == limits
+    model = build_model(settings)
+    assert limits.context == model.llm.config.max_position_embeddings
+    tower = model.visual_encoder
+    assert limits.image_positions == (tower.num_patches if tower else 1)
