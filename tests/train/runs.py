@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 
+from llava_tools.config import load_settings
+from llava_tools.train.run import run_training
+
 
 def write_config(folder: Path, parts: Path, **changes: Any) -> Path:
     """Write a pretraining config on the tiny Phi-3 and CLIP; `changes` replace its values."""
@@ -57,3 +60,10 @@ def same(left: Any, right: Any) -> bool:
     if isinstance(left, (list, tuple)):
         return len(left) == len(right) and all(map(same, left, right))
     return bool(left == right)
+
+
+def run(folder: Path, parts: Path, *, resume: str | None = None, **changes: Any) -> Path:
+    """Run a training in this process; return its work dir."""
+    config = write_config(folder, parts, **changes)
+    assert run_training(load_settings(str(config)), folder / "work", resume=resume) == 0
+    return folder / "work"
