@@ -23,7 +23,7 @@ from llava_tools.constants import IMAGE_TOKEN_ID
 from llava_tools.converters.readers import READERS
 from llava_tools.converters.writer import Writer, export_cast
 from llava_tools.errors import UserError
-from llava_tools.model.load import assemble, load_tokenizer
+from llava_tools.model.load import load_model, load_tokenizer
 from llava_tools.model.source import Source
 
 TOLERANCE = 1e-3  # of the largest logit: kernels differ by 1e-6, a wrong layer or key by 0.1
@@ -87,7 +87,7 @@ def fixed_input(source: Source) -> tuple[list[int], torch.Tensor]:
 def source_logits(source: Source, dtype: torch.dtype) -> Logits:
     """Return our model of the source, with the weights as exported, in fp32."""
     exported = {name: export_cast(name, t, dtype) for name, t in source.tensors.items()}
-    model = assemble(replace(source, tensors=exported), torch.float32).eval()
+    model = load_model(replace(source, tensors=exported), torch.float32).eval()
 
     def logits(ids: list[int], pixels: torch.Tensor) -> torch.Tensor:
         batch = torch.tensor([ids])

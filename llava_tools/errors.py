@@ -18,6 +18,12 @@ class UserError(Exception):
         return f"{self.message}\n{self.hint}" if self.hint else self.message
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's text (transformers adds pages of advice)."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
 def nearest(name: str, names: Iterable[str]) -> str | None:
     """Return the entry of `names` most like `name`, or None when none is close."""
     found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)

@@ -139,9 +139,20 @@ def _side(size: Any) -> int:
 
 
 def read_config(name_or_path: str) -> tuple[dict[str, Any], str]:
+    """Return what `find_config` does. Raises UserError when there are no settings."""
+    found = find_config(name_or_path)
+    if found is None:
+        raise UserError(
+            f"No preprocessor_config.json at '{name_or_path}'.",
+            "Give a vision tower's folder, or a hub id that is downloaded already.",
+        )
+    return found
+
+
+def find_config(name_or_path: str) -> tuple[dict[str, Any], str] | None:
     """Return the image processor's settings of a model folder or hub id, and their file's path.
 
-    Raises UserError when there are none.
+    None when there are none. Raises UserError for a broken file.
     """
     for name in CONFIG_NAMES:
         path = _find(name_or_path, name)
@@ -154,10 +165,7 @@ def read_config(name_or_path: str) -> tuple[dict[str, Any], str]:
         found = content.get("image_processor", content) if isinstance(content, dict) else {}
         if "image_mean" in found or "image_processor_type" in found:
             return found, str(path)
-    raise UserError(
-        f"No preprocessor_config.json at '{name_or_path}'.",
-        "Give a vision tower's folder, or a hub id that is downloaded already.",
-    )
+    return None
 
 
 def _find(name_or_path: str, name: str) -> Path | None:

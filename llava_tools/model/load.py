@@ -19,7 +19,7 @@ from transformers import (
 
 from llava_tools.data.images import ImageProcessor
 from llava_tools.data.templates import Template, check_template, get_template, guess_template
-from llava_tools.errors import UserError
+from llava_tools.errors import UserError, first_line
 from llava_tools.model.llava import LlavaModel
 from llava_tools.model.projector import Projector
 from llava_tools.model.rope import stretch_positions
@@ -27,7 +27,6 @@ from llava_tools.model.source import Source, open_source
 from llava_tools.model.vision import (
     TOWERS,
     VisualEncoder,
-    first_line,
     image_processor_source,
     load_strictly,
 )
@@ -171,7 +170,7 @@ def build_assistant(
     """Load an opened source, as `load_assistant` does."""
     where = torch.device(choose_device(device))
     kind = _choose_dtype(dtype, where, source)
-    model = assemble(source, kind).to(where).eval()
+    model = load_model(source, kind).to(where).eval()
     tokenizer = load_tokenizer(source.tokenizer_dir)
     name = template or source.prompt_template or guess_template(tokenizer)
     if name is None:
@@ -209,7 +208,7 @@ def _choose_dtype(dtype: str, device: torch.device, source: Source) -> torch.dty
     return torch.bfloat16 if torch.bfloat16 in kinds else torch.float16
 
 
-def assemble(source: Source, dtype: torch.dtype) -> LlavaModel:
+def load_model(source: Source, dtype: torch.dtype) -> LlavaModel:
     """Build the architecture without initialising it and fill in the source's tensors."""
     llm = _empty_llm(source.llm_config, dtype)
     tower = projector = None

@@ -15,10 +15,9 @@ from typing import Any
 
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from llava_tools.errors import UserError, did_you_mean
+from llava_tools.errors import UserError, did_you_mean, first_line
 from llava_tools.model.keymap import Row, convert
 from llava_tools.model.lazy import LazyTensor
-from llava_tools.model.vision import first_line
 from llava_tools.model.weights import read_json
 
 CONFIG = "open_clip_config.json"

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from llava_tools.errors import UserError
+from llava_tools.data.preprocessing import find_config
+from llava_tools.errors import UserError, first_line
 from llava_tools.model.keymap import convert
 from llava_tools.model.lazy import LazyTensor
 from llava_tools.model.tables import (
@@ -65,9 +66,9 @@ def resolve_folder(name_or_path: str | Path) -> Path:
 
 
 def _nowhere(name: str, error: Exception) -> UserError:
-    why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return UserError(
-        f"'{name}' is no folder, and there is no such model in the hub's cache: {why}",
+        f"'{name}' is no folder, and there is no such model in the hub's cache: "
+        f"{first_line(error)}",
         "Give a local folder, or download the model first (huggingface-cli download).",
     )
 
@@ -149,13 +150,9 @@ def vision_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_image_processor(folder: Path) -> dict[str, Any] | None:
-    """Return the preprocessing settings in a folder; transformers 5 keeps them in another file."""
-    if (folder / "preprocessor_config.json").is_file():
-        return read_json(folder / "preprocessor_config.json")
-    if (folder / "processor_config.json").is_file():
-        settings = read_json(folder / "processor_config.json").get("image_processor")
-        return dict(settings) if settings else None
-    return None
+    """Return the preprocessing settings in a folder, None when it has none."""
+    found = find_config(str(folder))
+    return found[0] if found else None
 
 
 def _read_open_clip(name: str) -> Part:

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import AutoConfig, CLIPVisionModel, PreTrainedModel, SiglipVisionModel
 
 from llava_tools.errors import UserError
+from llava_tools.errors import first_line as first_line  # importers know it from here, too
 
 # `clip` and `siglip` are whole two-tower folders, of which the loader takes the vision half.
 TOWERS: dict[str, type[PreTrainedModel]] = {
@@ -116,12 +117,6 @@ def load_strictly(kind: Any, name_or_path: str, **kwargs: Any) -> PreTrainedMode
     if not isinstance(model, PreTrainedModel):
         raise TypeError(type(model))
     return model
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an exception's text (transformers adds pages of advice)."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 def image_processor_source(name_or_path: str) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from llava_tools.constants import IMAGE_TOKEN_ID
 from llava_tools.converters.convert import convert
 from llava_tools.converters.to_hf import vocabulary_rows
 from llava_tools.errors import UserError
-from llava_tools.model.load import assemble
+from llava_tools.model.load import load_model
 from llava_tools.model.source import open_source
 from tests import tiny
 from tests.model.checkpoints import edit_json, gqa_phi3, make_run, tie
@@ -45,7 +45,7 @@ def logits_of_both(run: Path, folder: Path) -> tuple[torch.Tensor, torch.Tensor]
     model = load(folder)
     image = [model.config.image_token_id] * tiny.NUM_PATCHES
     full = [x for i in ids for x in (image if i == IMAGE_TOKEN_ID else [i])]
-    ours = assemble(open_source(run), torch.float32).eval()
+    ours = load_model(open_source(run), torch.float32).eval()
     with torch.no_grad():
         batch = torch.tensor([ids])
         wanted = ours(batch, torch.ones_like(batch, dtype=torch.bool), pixels).logits[0]

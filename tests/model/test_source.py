@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from llava_tools.data.preprocessing import read_config
 from llava_tools.errors import UserError
-from llava_tools.model.parts import resolve_folder
+from llava_tools.model.parts import read_vision, resolve_folder
 from llava_tools.model.source import detect, inspect, open_parts, open_source, read_checkpoint
 from tests.model.checkpoints import changed, edit_json, make_run, projector, resave
 from tests.model.test_zero import zero2
@@ -223,6 +224,17 @@ def test_inspect_tells_what_is_there(run: Path, parts: Path, tmp_path: Path) -> 
     assert text["llm"]["model_type"] == "phi3" and "projector" not in text
     size = sum(tensor.numel() for tensor in load_file(parts / "phi3/model.safetensors").values())
     assert text["parts"]["llm"]["parameters"] == size
+
+
+def test_export_takes_the_preprocessing_that_training_took(parts: Path, tmp_path: Path) -> None:
+    """A folder may hold both files of the two generations, of which one says nothing."""
+    folder = copy(parts, "clip", tmp_path / "clip")
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps({"processor_class": "x"}))
+    (folder / "processor_config.json").write_text(json.dumps({"image_processor": settings}))
+    assert read_vision(folder).image_processor == settings == read_config(str(folder))[0]
+    (folder / "processor_config.json").unlink()
+    assert read_vision(folder).image_processor is None
 
 
 def test_stretched_positions_reach_the_config(parts: Path, tmp_path: Path) -> None:
