@@ -27,6 +27,7 @@ from llava_tools.model.load import choose_device
 from llava_tools.train import checkpoint
 from llava_tools.train.build import (
     build_image_processor,
+    build_limits,
     build_model,
     build_tokenizer,
     describe_parts,
@@ -61,7 +62,7 @@ def run_training(
     tokenizer = build_tokenizer(settings)
     image_processor = build_image_processor(settings)
     try:
-        dataset = build_dataset(settings, tokenizer, image_processor)
+        dataset = build_dataset(settings, tokenizer, image_processor, build_limits(settings))
     except TooManySkipped as error:
         write_skipped(work_dir / SKIPPED, error.skips)
         raise UserError(error.message, f"All are in {work_dir / SKIPPED}. {error.hint}") from error

@@ -17,6 +17,7 @@ from llava_tools.model.llava import LlavaModel
 from llava_tools.model.load import build_assistant
 from llava_tools.model.source import open_source
 from llava_tools.train.build import build_limits, build_model
+from llava_tools.train.run import run_training
 from tests.train.runs import write_config
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -133,3 +134,17 @@ def test_the_models_limits_are_read_from_its_configs(
     assert limits.context == model.llm.config.max_position_embeddings
     tower = model.visual_encoder
     assert limits.image_positions == (tower.num_patches if tower else 1)
+
+
+def test_training_leaves_out_rows_beyond_the_models_context(parts: Path, tmp_path: Path) -> None:
+    """120 images are 120 tokens of max_length, and 480 positions of the model's 512."""
+    question = {"from": "human", "value": "<image>" * 120 + "one two three " * 8}
+    turns = [question, {"from": "gpt", "value": "Many."}]
+    rows = json.loads((parts / "llava.json").read_text())
+    rows.append({"id": "many", "image": ["0.png"] * 120, "conversations": turns})
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    data = dict(data_path=str(tmp_path / "rows.json"), image_folder=str(parts / "images"))
+    path = write_config(tmp_path, parts, datasets=[data], max_length=400, max_skipped=0.5)
+    assert run_training(load_settings(str(path)), tmp_path / "work") == 0
+    (skip,) = (tmp_path / "work" / "skipped.jsonl").read_text().splitlines()
+    assert json.loads(skip)["reason"] == "beyond_context"
