@@ -9,8 +9,7 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, CLIPVisionModel, PreTrainedModel, SiglipVisionModel
 
-from llava_tools.errors import UserError
-from llava_tools.errors import first_line as first_line  # importers know it from here, too
+from llava_tools.errors import UserError, first_line
 
 # `clip` and `siglip` are whole two-tower folders, of which the loader takes the vision half.
 TOWERS: dict[str, type[PreTrainedModel]] = {

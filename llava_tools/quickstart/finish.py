@@ -132,6 +132,8 @@ def show(root: Path, summary: dict[str, Any]) -> None:
     """Print what was made, what it is worth, and what to try next."""
     console = Console(highlight=False, soft_wrap=True)
     table = Table("made", "where", "size", box=None, header_style="bold", padding=(0, 3, 0, 0))
+    table.columns[1].no_wrap = True
+    table.columns[1].overflow = "ignore"  # a path that is cut short cannot be copied
     for what, name in MADE.items():
         table.add_row(what, escape(str(root / name)), readable(size(root / name)))
     console.print(table)

@@ -8,8 +8,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava_tools.errors import UserError
-from llava_tools.model.vision import first_line
+from llava_tools.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from llava_tools.train.engine import Engine

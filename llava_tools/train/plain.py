@@ -10,9 +10,8 @@ import torch
 
 from llava_tools.config import Settings
 from llava_tools.data.collate import Batch
-from llava_tools.errors import UserError
+from llava_tools.errors import UserError, first_line
 from llava_tools.model.llava import LlavaModel, Output
-from llava_tools.model.vision import first_line
 from llava_tools.train.optim import build_optimizer
 
 

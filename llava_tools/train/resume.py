@@ -11,8 +11,7 @@ import torch
 
 from llava_tools import __version__
 from llava_tools.config import Settings
-from llava_tools.errors import UserError
-from llava_tools.model.vision import first_line
+from llava_tools.errors import UserError, first_line
 from llava_tools.train import checkpoint
 from llava_tools.train.loop import Run
 from llava_tools.train.plain import read_plain
