@@ -49,7 +49,7 @@ def test_a_word_is_one_token_wherever_it_stands(tokenizer: Tokenizer, word: str)
 
 
 def test_the_instruction_is_short(tokenizer: Tokenizer) -> None:
-    assert len(encode(tokenizer, rows.ASK_LETTER)) <= 12
+    assert len(encode(tokenizer, f"one\n{rows.ASK_LETTER}")) <= 12
 
 
 def test_the_vocabulary_has_all_bytes_and_the_control_tokens(tokenizer: Tokenizer) -> None:
