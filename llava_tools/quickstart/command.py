@@ -19,7 +19,7 @@ ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1"}
 DEFAULTS = {"OMP_NUM_THREADS": "1"}
 # What would make a command of one process a part of a larger run.
 LAUNCHERS = ("NPROC_PER_NODE", "NNODES", "NODE_RANK", "RANK", "LOCAL_RANK", "WORLD_SIZE")
-STOPS = (signal.SIGINT, signal.SIGTERM)
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run_command(
@@ -30,6 +30,7 @@ def run_command(
     Its output goes where ours goes. A signal to stop is passed on, and raises KeyboardInterrupt
     when the command has ended.
     """
+    lock.note("")
     process = subprocess.Popen(
         [sys.executable, "-m", "llava_tools", *arguments],
         stdin=subprocess.DEVNULL,
@@ -38,7 +39,7 @@ def run_command(
         text=True,
         pass_fds=(lock.file.fileno(),),
     )
-    lock.note(process.pid)
+    lock.note(str(process.pid))
     with passing_on_stops(process) as received:
         output, _ = process.communicate()
     if received:
@@ -59,8 +60,7 @@ def passing_on_stops(process: subprocess.Popen[str]) -> Iterator[list[int]]:
 
     def remember(number: int, frame: Any) -> None:
         received.append(number)
-        if number != signal.SIGINT or not sys.stdin.isatty():  # a terminal signals both of us
-            process.send_signal(number)
+        process.terminate()  # also on Ctrl-C: a second SIGINT would stop training without saving
 
     before = {number: signal.signal(number, remember) for number in STOPS}
     try:

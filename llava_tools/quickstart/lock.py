@@ -22,9 +22,12 @@ ORPHAN_SECONDS = 120  # for a command that is left behind to save and end
 def alone(work_dir: Path) -> Iterator[CommandLock]:
     """Let one quickstart at a time work in a folder; yield the lock that its commands inherit.
 
-    Raises UserError when another quickstart works there.
+    Raises UserError when another quickstart works there, and for a path that is a file.
     """
-    work_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        work_dir.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"'{work_dir}' is no folder.", "Choose another --work-dir.") from error
     with (work_dir / LOCKS[0]).open("a") as own, (work_dir / LOCKS[1]).open("a+") as commands:
         if not _try(own):
             raise UserError(
@@ -50,9 +53,10 @@ class CommandLock:
         if _try(self.file):
             return
         self.file.seek(0)
-        pid = int(self.file.read())
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
+        pid = self.file.read()
+        if pid:
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGTERM)
         end = time.monotonic() + ORPHAN_SECONDS
         while not _try(self.file):
             if time.monotonic() > end:
@@ -62,10 +66,10 @@ class CommandLock:
                 )
             time.sleep(0.1)
 
-    def note(self, pid: int) -> None:
-        """Write down which process is the command."""
+    def note(self, pid: str) -> None:
+        """Write down which process is the command; empty before it is known."""
         self.file.truncate(0)
-        self.file.write(str(pid))
+        self.file.write(pid)
         self.file.flush()
 
 

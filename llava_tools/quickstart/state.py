@@ -61,7 +61,7 @@ def load_state(work_dir: Path, recipe: dict[str, Any]) -> State:
         return new
     except ValueError:
         return new
-    if values.get("recipe") != recipe:
+    if not isinstance(values, dict) or values.get("recipe") != recipe:
         return new
     return State(path, recipe, values["done"], values["begun"])
 

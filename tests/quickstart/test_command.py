@@ -39,18 +39,21 @@ def test_commands_are_offline_and_on_their_own() -> None:
     assert command.environment({"OMP_NUM_THREADS": "4"})["OMP_NUM_THREADS"] == "4"
 
 
-def test_a_stop_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stop", command.STOPS)
+def test_a_stop_is_passed_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: signal.Signals
+) -> None:
     script = tmp_path / "waits.py"
     script.write_text("#!/bin/sh\nexec " + f"{sys.executable} -c '{WAITS}'")
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(stop)
     with alone(tmp_path / "w") as lock:
-        timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM))
+        timer = threading.Timer(1.0, os.kill, (os.getpid(), stop))
         timer.start()
         with pytest.raises(KeyboardInterrupt):
             command.run_command([], lock)
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(stop) == before
 
 
 def test_two_quickstarts_do_not_share_a_folder(tmp_path: Path) -> None:
@@ -68,7 +71,7 @@ def test_a_command_that_was_left_behind_is_stopped(tmp_path: Path) -> None:
             stdout=subprocess.PIPE,
             pass_fds=(lock.file.fileno(),),
         )
-        lock.note(left.pid)
+        lock.note(str(left.pid))
         assert left.stdout is not None
         left.stdout.readline()
     with alone(tmp_path):  # the first quickstart is gone, its command is not
@@ -86,7 +89,7 @@ def test_a_command_that_does_not_stop_is_named(
             stdout=subprocess.PIPE,
             pass_fds=(lock.file.fileno(),),
         )
-        lock.note(left.pid)
+        lock.note(str(left.pid))
         assert left.stdout is not None
         left.stdout.readline()
     with pytest.raises(UserError, match=f"does not stop \\(process {left.pid}\\)"):
@@ -99,6 +102,13 @@ def test_a_command_that_does_not_stop_is_named(
 def test_the_lock_names_the_latest_command(tmp_path: Path) -> None:
     with (tmp_path / "lock").open("a+") as file:
         lock = CommandLock(file)
-        lock.note(123456)
-        lock.note(99)
+        lock.note("123456")
+        lock.note("99")
         assert (tmp_path / "lock").read_text() == "99"
+
+
+def test_a_work_dir_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is no folder"):
+        with alone(tmp_path / "file"):
+            pass
