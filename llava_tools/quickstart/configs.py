@@ -9,8 +9,9 @@ from typing import Any
 from llava_tools.config import DatasetSpec, Settings, config_text
 from llava_tools.quickstart.digits import PICTURES
 from llava_tools.quickstart.rows import TEXT_EXAMPLE
-from llava_tools.quickstart.stages import CHAT_PICTURE, CHAT_QUESTION
+from llava_tools.quickstart.stages import CHAT_QUESTION
 
+EXAMPLE = "example.png"  # a training picture, for the sample answers during training
 RUNS = ("text_sft", "pretrain", "finetune")
 NOTES = {
     "text_sft": "Text fine-tuning: no pictures; a digit is described, then named or looked up.",
@@ -50,7 +51,7 @@ def run_settings(root: Path, scale: Scale, seed: int) -> dict[str, Settings]:
     parts, tower = root / "parts", str(root / "parts" / "clip")
     sees = {"visual_encoder_name_or_path": tower, "freeze_visual_encoder": False}
     shown = {
-        "evaluation_images": (str(root / CHAT_PICTURE),),
+        "evaluation_images": (str(root / "data" / EXAMPLE),),
         "evaluation_inputs": (CHAT_QUESTION,),
     }
     llm = str(root / "models" / "llm")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from llava_tools.quickstart import digits, parts
-from llava_tools.quickstart.configs import Scale, run_settings, write_configs
+from llava_tools.quickstart.configs import EXAMPLE, Scale, run_settings, write_configs
 from llava_tools.quickstart.rows import (
     Row,
     blind_rows,
@@ -32,6 +33,7 @@ def prepare(work_dir: Path, scale: Scale, seed: int) -> None:
     found = digits.load()
     train, held_out = digits.split(found.targets, scale.held_out, seed)
     pictures = digits.write_train(data, found, train, scale.copies, seed)
+    shutil.copyfile(data / pictures[0].file, data / EXAMPLE)
     asked = digits.write_held_out(data, found, held_out)
     rng = np.random.default_rng([seed, 3])
     captions = caption_rows(pictures, rng)
