@@ -29,6 +29,8 @@ BENCHMARKS = {
     "textvqa": "llava_tools.eval.textvqa:TEXTVQA",
     "refcoco": "llava_tools.eval.refcoco:REFCOCO",
 }
+# Ends the name of a protocol that asks with images inside the text and scores as without the end.
+INTERLEAVED = "-interleaved"
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ _REFUSALS = (
 # The marks that VLMEvalKit strips. Full-width ones are not among them, so `B、` stays undecided.
 _TO_SPACES = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 _XTUNER_LETTERS = re.compile("[A-D]+")
-_VLMEVALKIT_ANSWER = re.compile(r"answer is \**([A-D])(?![A-Za-z])")
+_VLMEVALKIT_ANSWER = re.compile(r"answer\s+is\s+\**([A-D])", re.IGNORECASE)
 # What lmms-eval lets stand around a letter, in the order in which it looks.
 _DECORATIONS = (("", ""), ("(", ")"), ("(", ")."), ("", "."), ("", ","), ("", ":"), ("", ")"),
                 ("", ")."), (":", ""), (":", ","), (":", "."), (":", ")"), (":", ")."))  # fmt: skip
@@ -74,20 +74,22 @@ def choose_xtuner(text: str, options: Mapping[str, str]) -> str | None:
 def choose_vlmevalkit_2026(text: str, options: Mapping[str, str]) -> str | None:
     """Return the choice as VLMEvalKit of August 2026 infers it without a judge.
 
-    A letter counts among the last five words only; then "answer is X" is looked for; texts of
-    options decide only in answers at most twice as long as all options together.
+    A letter counts if it occurs among the last four words and not before; then "answer is X" is
+    looked for, in any case and with no regard to what follows; texts of options decide only in
+    answers at most twice as long as all options together.
     """
-    if any(refusal in text for refusal in _REFUSALS):
-        return NONE_OF_THEM
-    tokens = text.translate(_TO_SPACES).split()
-    letters = [letter for letter in options if letter in tokens]
-    if len(letters) == 1 and letters[0] in tokens[-5:]:
-        return letters[0]
-    if not letters and NONE_OF_THEM in tokens:
-        return NONE_OF_THEM
-    found = _VLMEVALKIT_ANSWER.search(text)
-    if found:
-        return found[1]
+    if _API_FAILURE not in text:
+        if any(refusal in text for refusal in _REFUSALS):
+            return NONE_OF_THEM
+        tokens = text.translate(_TO_SPACES).split()
+        letters = [letter for letter in options if letter in tokens]
+        if len(letters) == 1 and tokens.index(letters[0]) > len(tokens) - 5:
+            return letters[0]
+        if not letters and NONE_OF_THEM in tokens:
+            return NONE_OF_THEM
+        found = _VLMEVALKIT_ANSWER.search(text)
+        if found and found[1].upper() in options:
+            return found[1].upper()
     if len(text) > 2 * sum(map(len, options.values())):
         return None
     return _named(text.lower(), options)
@@ -148,6 +150,24 @@ def choose_mmmu(text: str, options: Mapping[str, str]) -> str | None:
     lowered = text.lower()
     places = {c: lowered.rfind(t.lower()) for c, t in options.items() if t.lower() in lowered}
     return max(places, key=lambda c: places[c]) if places else None
+
+
+def choose_lmms_mmmu(text: str, options: Mapping[str, str]) -> str | None:
+    """Return the choice by lmms-eval's copy of MMMU's parser (2026), which took liberties.
+
+    A letter needs a space behind it but none before it, so "DNA shows C" has an A; then a dot will
+    do. Of several such letters the last that stands between spaces counts, else the first in order.
+    """
+    bare = text
+    for mark in ",.!?;:'":
+        bare = bare.strip(mark)
+    padded = f" {bare} "
+    bracketed = any(f"({c})" in padded for c in options)
+    for form in () if bracketed else ("{} ", "{}."):
+        found = [c for c in options if form.format(c) in padded]
+        if found:
+            return max(found, key=lambda c: padded.rfind(f" {c} "))
+    return choose_mmmu(text, options)
 
 
 def choose_llava_scienceqa(text: str, options: Mapping[str, str]) -> str | None:

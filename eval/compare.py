@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_tools.errors import UserError
-from llava_tools.eval.benchmark import Scores, get_benchmark, spread
+from llava_tools.eval.benchmark import INTERLEAVED, Scores, get_benchmark, spread
 from llava_tools.eval.predictions import check_match, read_predictions
 from llava_tools.eval.report import can_score
 from llava_tools.eval.sheets import Cell, write_csv
@@ -41,7 +41,8 @@ def compare_protocols(
         raise UserError(
             f"'{table.path}' has rows without an answer.", "Only data with answers is scored."
         )
-    scores = {name: chosen.score(questions, found.answers, name) for name in chosen.protocols}
+    rules = [name for name in chosen.protocols if not name.endswith(INTERLEAVED)]
+    scores = {name: chosen.score(questions, found.answers, name) for name in rules}
     disagreements = [
         {
             "index": question.index,

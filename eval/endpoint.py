@@ -54,15 +54,26 @@ def ask_all(
 def _request(
     table: Table, question: Question, settings: GenerationSettings, *, blank_images: bool
 ) -> Request:
-    parts: list[dict[str, Any]] = []
+    images = []
     for picture in question.pictures:
         image = decode_image(table.picture_bytes(picture), picture.where)
-        if blank_images:
-            image = Image.new("RGB", image.size, GREY)
-        parts.append(image_part(image))
-    text = question.prompt.replace(f"{IMAGE_TOKEN}\n", "")
-    content = [*parts, {"type": "text", "text": text}]
-    message = {"role": "user", "content": content}
+        images.append(Image.new("RGB", image.size, GREY) if blank_images else image)
+    message = {"role": "user", "content": content_of(question.prompt, images)}
     return Request(
         messages=(message,), max_tokens=settings.max_new_tokens, stop=tuple(settings.stop_words)
     )
+
+
+def content_of(prompt: str, images: Sequence[Image.Image]) -> list[dict[str, Any]]:
+    """Return a message's parts in order: its images where the prompt has an `<image>`, and text.
+
+    The newline behind an image in front of all text belongs to `<image>` and is left out.
+    """
+    first, *others = prompt.split(IMAGE_TOKEN)
+    parts = [{"type": "text", "text": first}] if first else []
+    asked = bool(first)
+    for image, text in zip(images, others, strict=True):
+        text = text if asked else text.removeprefix("\n")
+        asked = asked or bool(text)
+        parts += [image_part(image), *([{"type": "text", "text": text}] if text else [])]
+    return parts

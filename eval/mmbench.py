@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from llava_tools.constants import IMAGE_TOKEN
 from llava_tools.eval.benchmark import Benchmark, Question
 from llava_tools.eval.choices import CHOOSERS
 from llava_tools.eval.multiple_choice import (
@@ -38,7 +37,7 @@ def lmms_layout(row: Row, options: Options) -> str:
     texts = [row.cells[name] for name in ("hint", "question") if name in row.cells]
     head = " ".join([*texts, "There are several options:"])
     lines = [head, *(f"{letter}. {text}" for letter, text in options.items()), "", ASK_LETTER]
-    return "\n".join(lines).replace(IMAGE_TOKEN, "")
+    return "\n".join(lines)
 
 
 def question(row: Row, protocol: str = "vlmevalkit") -> Question:

@@ -35,20 +35,20 @@ def is_chinese(text: str) -> bool:
 
 
 def llava_layout(row: Row, options: Options) -> str:
-    """Return hint, question, options and instruction, as LLaVA, XTuner and VLMEvalKit lay them out.
-
-    An `<image>` inside the texts is no picture and is left out, as LLaVA does.
-    """
+    """Return hint, question, options and instruction as LLaVA, XTuner and VLMEvalKit do."""
     lines = [row.cells[name] for name in ("hint", "question") if name in row.cells]
     lines += [f"{letter}. {text}" for letter, text in options.items()]
-    text = "\n".join(lines).replace(IMAGE_TOKEN, "")
+    text = "\n".join(lines)
     return f"{text}\n{ASK_LETTER_CN if is_chinese(text) else ASK_LETTER}"
 
 
 def with_pictures(row: Row, text: str) -> str:
-    """Return a user's message: the pictures of a row in front of a text."""
+    """Return a user's message: the pictures of a row in front of a text.
+
+    An `<image>` inside the text is no picture and is left out, as LLaVA does.
+    """
     number = 0 if row.text_only else max(1, len(row.pictures))
-    return f"{IMAGE_TOKEN}\n" * number + text
+    return f"{IMAGE_TOKEN}\n" * number + text.replace(IMAGE_TOKEN, "")
 
 
 def letter_question(row: Row, prompt: str, options: Options) -> Question:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from llava_tools.constants import IMAGE_TOKEN
 from llava_tools.eval.benchmark import Benchmark, Question, Scores
 from llava_tools.eval.choices import (
     choose_llava_scienceqa,
@@ -38,7 +37,7 @@ def lmms_layout(row: Row, options: Options) -> str:
     context = [f"Context: {row.cells['hint']}"] if "hint" in row.cells else []
     lines = [*context, row.cells.get("question", "")]
     lines += [f"{letter}. {text}" for letter, text in options.items()]
-    return "\n".join([*lines, ASK_LETTER]).replace(IMAGE_TOKEN, "")
+    return "\n".join([*lines, ASK_LETTER])
 
 
 def llava_questions_layout(row: Row, options: Options) -> str:
@@ -50,7 +49,7 @@ def llava_questions_layout(row: Row, options: Options) -> str:
         f"Options: {choices}",
         ASK_LETTER,
     ]
-    return "\n".join(lines).replace(IMAGE_TOKEN, "")
+    return "\n".join(lines)
 
 
 LAYOUTS = {"lmms-eval": lmms_layout, "llava": llava_questions_layout}

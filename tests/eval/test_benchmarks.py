@@ -77,28 +77,6 @@ def test_mmmu_reports_each_split(tmp_path: Path) -> None:
     assert splits["validation"]["accuracy"] == 1 and splits["dev"]["accuracy"] == 0
 
 
-def test_mmmus_several_images_are_shown_as_each_kit_does(tmp_path: Path) -> None:
-    pair = repr([tables.picture("red"), tables.picture("blue")])
-    row = {"index": 1, "image": pair, "question": "<image 1> or <image 2>?", "A": "one", "B": "two",
-           "answer": "A"}  # fmt: skip
-    tens = [f"<image {number}>" for number in (1, 12)]
-    rows = [row, {**row, "index": 2, "question": "Which?", "A": tens[0], "B": tens[1]},
-            {**row, "index": 3, "question": "Is <image 1> it?"}]  # fmt: skip
-    benchmark = get_benchmark("mmmu")
-    data = tables.write(tmp_path / "m.tsv", rows, list(row))
-    table = read_table(data, benchmark.columns)
-    for protocol, shown in {"lmms-eval": [2, 2, 2], "official": [1, 0, 1], "vlmevalkit": [1, 1, 1],
-                            "vlmevalkit-2026": [1, 1, 1]}.items():  # fmt: skip
-        asked = [benchmark.question(row, protocol) for row in table.rows]
-        assert [q.prompt.count("<image>\n") for q in asked] == shown, protocol
-        assert [len(q.pictures) for q in asked] == shown, protocol
-        assert "<image 1> or <image 2>?" in asked[0].prompt and "B. <image 12>" in asked[1].prompt
-        assert asked[0].pictures[0] == table.rows[0].pictures[0]
-    (tmp_path / "p.csv").write_text("index,prediction\n1,A\n2,A\n3,B\n")
-    counts = score_file("mmmu", tmp_path / "p.csv", data)["counts"]
-    assert counts["with_several_images"] == 2
-
-
 def test_hallusion_also_has_its_second_categories(tmp_path: Path) -> None:
     assert scored(tmp_path, "hallusion", None)["l2_category"]["VD_figure"]["qAcc"] == 0.5
 
