@@ -19,11 +19,10 @@ from llava_tools.errors import UserError
 from llava_tools.model.adapters import CONFIG, FOLDERS, PREFIX
 from llava_tools.model.base_mark import base_mark
 from llava_tools.model.lazy import LazyTensor
-from llava_tools.model.lora import Factors, factors_of
+from llava_tools.model.lora import Factors, factors_of, whole_of
 from llava_tools.model.openers import checkpoint_path, settings_of
 from llava_tools.model.parts import read_llm
 from llava_tools.model.source import NOTES, Source, read_checkpoint
-from llava_tools.model.tables import VISION
 
 _TASKS = {"llm": "CAUSAL_LM", "visual_encoder": None}
 
@@ -37,20 +36,29 @@ def adapter_writer(source: Source, config: str | None, overrides: Any = ()) -> A
         )
     path = checkpoint_path(source.path)
     settings = settings_of(path, config, overrides)
-    factors = factors_of(read_checkpoint(path), f"'{path}'")
+    trained = read_checkpoint(path)
+    factors = factors_of(trained, f"'{path}'")
     if not factors:
         raise UserError(
             f"'{path}' holds no adapter: it was trained without LoRA.",
             "Convert it without --adapter-only.",
         )
-    return AdapterWriter(settings, factors)
+    return AdapterWriter(settings, factors, whole_of(trained))
 
 
 class AdapterWriter:
-    """Writes the adapters of one checkpoint, and what was trained as a whole beside them."""
+    """Writes the adapters of one checkpoint, and what was trained as a whole beside them.
 
-    def __init__(self, settings: Settings, factors: Mapping[str, Factors]) -> None:
-        self.settings = settings
+    `whole` are biases and modules that an adapter holds beside its factors.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        factors: Mapping[str, Factors],
+        whole: Mapping[str, LazyTensor],
+    ) -> None:
+        self.settings, self.whole = settings, whole
         self.parts: dict[str, dict[str, Factors]] = {}
         for target, pair in factors.items():
             self.parts.setdefault(target.split(".")[0], {})[target] = pair
@@ -78,13 +86,19 @@ class AdapterWriter:
     def _write_adapter(
         self, part: str, factors: Mapping[str, Factors], source: Source, writer: Writer
     ) -> None:
-        names = {
-            f"base_model.model.{level}{_module(target)}.lora_{side}.weight": tensor
+        held = {
+            f"{_module(target)}.lora_{side}.weight": tensor
             for target, pair in factors.items()
             for side, tensor in pair.items()
-            # peft goes by the names in memory, which for towers differ between releases.
-            for level in (("", "vision_model.") if target.startswith(VISION) else ("",))
         }
+        adapted = {_module(target) for target in factors}
+        for target, tensor in self.whole.items():
+            if target.startswith(PREFIX[part]):
+                module, kind = target.removeprefix(PREFIX[part]).rsplit(".", 1)
+                held[f"{module}{'.base_layer' if module in adapted else ''}.{kind}"] = tensor
+        # peft goes by the names in memory, which for towers differ between releases.
+        levels = ("", "vision_model.") if part != "llm" else ("",)
+        names = {f"base_model.model.{up}{name}": t for name, t in held.items() for up in levels}
         writer.weights(names, FOLDERS[part], stem="adapter_model")
         base = self.base[part]
         config = adapter_config(part, factors, source.tensors, self._options(part), base)
@@ -131,9 +145,9 @@ def adapter_config(
         "r": ranks.pop(),
         "lora_alpha": lora.get("lora_alpha", 8),
         "lora_dropout": lora.get("lora_dropout", 0.0),
-        "bias": "none",
+        "bias": lora.get("bias", "none"),
         "fan_in_fan_out": False,
-        "modules_to_save": None,
+        "modules_to_save": list(lora.get("modules_to_save") or ()) or None,
         "target_modules": target_modules(factors, weights, PREFIX[part]),
     }
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from llava_tools.errors import UserError
 from llava_tools.model.adapters import (
@@ -18,8 +16,7 @@ from llava_tools.model.adapters import (
     read_adapter,
 )
 from llava_tools.model.assembly import Source
-from llava_tools.model.lazy import LazyTensor
-from llava_tools.model.parts import TWINS, same_twins
+from llava_tools.model.vocabulary import settle_embeddings
 from llava_tools.model.zero import is_zero_dir
 
 log = logging.getLogger(__name__)
@@ -97,7 +94,9 @@ def with_adapter(source: Source, adapter: Adapter, *, apart: bool = False) -> So
         tensors = {**source.tensors, **adapter.whole}
     else:
         tensors = merge_adapter(source.tensors, adapter)
-    tensors, config = _embeddings(source, adapter, tensors)
+    tensors, config = settle_embeddings(
+        source.llm_config, source.tensors, adapter.whole, tensors, f"'{adapter.folder}'"
+    )
     own = any((adapter.folder / name).is_file() for name in TOKENIZERS)
     return replace(
         source,
@@ -106,36 +105,3 @@ def with_adapter(source: Source, adapter: Adapter, *, apart: bool = False) -> So
         tokenizer_dir=adapter.folder if own else source.tokenizer_dir,
         prompt_template=adapter.notes.get("prompt_template") or source.prompt_template,
     )
-
-
-def _embeddings(
-    source: Source, adapter: Adapter, tensors: dict[str, LazyTensor]
-) -> tuple[dict[str, LazyTensor], dict[str, Any]]:
-    """Let the config tell how many rows the embeddings have, and whether they are still tied.
-
-    peft trains a copy of tied embeddings, beside which the other end keeps the base's weights.
-    """
-    config: Mapping[str, Any] = source.llm_config
-    held = [name for name in TWINS if name in adapter.whole]
-    if not held:
-        return tensors, dict(config)
-    first, last = TWINS
-    rows = {adapter.whole[name].shape[0] for name in held}
-    grown = rows != {source.tensors[first].shape[0]}
-    tied = bool(config.get("tie_word_embeddings"))
-    if tied and held == [last] and grown:
-        tensors[first] = tensors.pop(last)
-    elif tied and not (grown and held == [first]):
-        tensors.setdefault(last, source.tensors[first])
-        tensors.setdefault(first, source.tensors[first])
-        tied = same_twins(tensors)
-        if tied:
-            del tensors[last]
-    sizes = {tensors[name].shape[0] for name in TWINS if name in tensors}
-    if len(sizes) != 1:
-        raise UserError(
-            f"'{adapter.folder}' holds embeddings of {max(sizes)} tokens at one end of the model "
-            f"only; the other has {min(sizes)}.",
-            "Save the adapter again with both: save_pretrained(..., save_embedding_layers=True).",
-        )
-    return tensors, dict(config) | {"vocab_size": sizes.pop(), "tie_word_embeddings": tied}

@@ -22,7 +22,10 @@ FOLDERS = {"llm": "llm_adapter", "visual_encoder": "visual_encoder_adapter"}  # 
 CONFIG, WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
 PREFIX = {"llm": "llm.", "visual_encoder": VISION}
 _FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
-_WHOLE = re.compile(r"base_model\.model\.(.+?)(?:\.modules_to_save(?:\.default)?)?\.(weight|bias)")
+_WHOLE = re.compile(
+    r"base_model\.model\.(.+?)(?:\.modules_to_save(?:\.default)?|\.base_layer(?=\.bias))?"
+    r"\.(weight|bias)"
+)
 # Options of peft that make an adapter something else than W + scale * B A.
 _FOREIGN = {
     "use_dora": "it scales directions (DoRA)",
@@ -102,8 +105,6 @@ def read_adapter(folder: str | Path, part: str) -> Adapter:
     reasons = [reason for option, reason in _FOREIGN.items() if config.get(option)]
     if config.get("peft_type", "LORA") != "LORA":
         reasons = [f"its kind is {config['peft_type']}"]
-    if config.get("bias", "none") != "none":
-        reasons.append(f"it trains biases (bias='{config['bias']}')")
     if reasons:
         raise UserError(
             f"{where} holds an adapter that cannot be merged: {'; '.join(reasons)}.",
@@ -124,16 +125,19 @@ def _weights(
     found: dict[str, dict[str, LazyTensor]] = {}
     whole: dict[str, LazyTensor] = {}
     listed = config.get("modules_to_save") or ()
+    level = "" if part == "llm" else "vision_model."
+    biases = config.get("bias", "none") != "none"
     for name, tensor in tensors.items():
         if match := _FACTOR.fullmatch(name):
-            module = match[1].removeprefix("vision_model.") if part != "llm" else match[1]
+            module = match[1].removeprefix(level)
             # An adapter written for all releases holds a tower's factors under both names.
             found.setdefault(f"{PREFIX[part]}{module}.weight", {}).setdefault(match[2], tensor)
             continue
-        saved = _WHOLE.fullmatch(name) if part == "llm" else None
-        target = f"llm.{saved[1]}.{saved[2]}" if saved else ""
-        embeds = target in TWINS and len(tensor.shape) == 2
-        if saved is None or not (embeds or any(_is_in(saved[1], module) for module in listed)):
+        saved = _WHOLE.fullmatch(name)
+        module, kind = (saved[1].removeprefix(level), saved[2]) if saved else ("", "")
+        target = f"{PREFIX[part]}{module}.{kind}"
+        known = (target in TWINS and len(tensor.shape) == 2) or (biases and kind == "bias")
+        if saved is None or not (known or any(_is_in(saved[1], m) for m in listed)):
             raise UserError(
                 f"{where} has a kind of adapter that cannot be merged: {name}.",
                 "Merge it with peft (merge_and_unload), and give the merged model.",
@@ -143,7 +147,7 @@ def _weights(
         raise UserError(f"{where} holds no weights.", "Copy the whole adapter folder.")
     for module in listed:
         if not any(
-            _is_in(target.removeprefix("llm.").rsplit(".", 1)[0], module) for target in whole
+            _is_in(target.removeprefix(PREFIX[part]).rsplit(".", 1)[0], module) for target in whole
         ):
             raise UserError(
                 f"{where} lacks '{module}', which its {CONFIG} lists in modules_to_save.",
@@ -185,6 +189,13 @@ def check_fits(tensors: Mapping[str, LazyTensor], adapter: Adapter) -> None:
         rows = int(target in TWINS)  # a vocabulary may have grown
         if of_base is None or of_base.shape[rows:] != tensor.shape[rows:]:
             raise UserError(f"{where}: its {target} does not fit the base model.", hint)
+    trains_biases = adapter.config.get("bias", "none") != "none"
+    biases = [f"{target.removesuffix('.weight')}.bias" for target in adapter.factors]
+    for lost in [b for b in biases if trains_biases and b in tensors and b not in adapter.whole]:
+        raise UserError(
+            f"{where} says that it trained biases, but lacks {lost}.",
+            "Older peft does not save them with bias='lora_only': save the adapter again.",
+        )
     check_base(tensors, adapter.mark, where, hint)
 
 

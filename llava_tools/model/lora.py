@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _ADAPTED = re.compile(r"(llm|visual_encoder)(?:\.vision_model)?\.base_model\.model\.(.+)")
 _FACTOR = re.compile(r"(.+)\.lora_([AB])\.default\.weight")
+# What is trained beside the factors: a copy of a module of modules_to_save, and biases.
+_WHOLE = re.compile(r"(.+)\.modules_to_save\.default\.(weight|bias)|(.+?)(?:\.base_layer)?\.bias")
 _DEFAULT_ALPHA = 8  # peft's
 _HINT = "Give the config of the run that wrote the checkpoint."
 
@@ -36,10 +38,12 @@ def merge_lora(
 ) -> dict[str, LazyTensor]:
     """Return `trained` with merged weights W + alpha / r * B A (in fp32) in place of adapters.
 
-    Raises UserError when adapter and settings do not belong together, or when the adapter holds
-    more than the two factors of linear layers.
+    Biases and modules that were trained as a whole stand under the names of the base's.
+
+    Raises UserError when adapter and settings do not belong together, or for another kind of it.
     """
     merged = {name: tensor for name, tensor in trained.items() if not _ADAPTED.fullmatch(name)}
+    merged |= whole_of(trained)
     factors = factors_of(trained, where)
     _check_settings(factors, settings, where)
     for target, pair in factors.items():
@@ -53,7 +57,7 @@ def merge_lora(
 def factors_of(trained: Mapping[str, LazyTensor], where: str) -> dict[str, Factors]:
     """Return the factors in a checkpoint by the canonical name of the weight that they change.
 
-    Raises UserError when an adapter holds more than the two factors of linear layers.
+    Raises UserError for an adapter of another kind than LoRA on linear layers.
     """
     factors: dict[str, dict[str, LazyTensor]] = {}
     for name, tensor in trained.items():
@@ -61,13 +65,27 @@ def factors_of(trained: Mapping[str, LazyTensor], where: str) -> dict[str, Facto
         if adapted is None:
             continue
         factor = _FACTOR.fullmatch(adapted[2])
+        if factor is None and _WHOLE.fullmatch(adapted[2]):
+            continue
         if factor is None:
             raise UserError(
                 f"{where} has a kind of adapter that cannot be merged: {name}.",
-                "Train with bias='none' and without modules_to_save.",
+                "Merge it with the tool that trained it, and give the merged model.",
             )
         factors.setdefault(_target(adapted[1], factor[1]), {})[factor[2]] = tensor
     return dict(factors)
+
+
+def whole_of(trained: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Return what a LoRA run trained as a whole (modules_to_save, biases), by canonical name."""
+    whole = {}
+    for name, tensor in trained.items():
+        adapted = _ADAPTED.fullmatch(name)
+        found = _WHOLE.fullmatch(adapted[2]) if adapted else None
+        if adapted and found:
+            path, kind = found[1] or found[3], found[2] or "bias"
+            whole[_target(adapted[1], path, kind)] = tensor
+    return whole
 
 
 def adapted_weights(names: Iterable[str]) -> set[str]:
@@ -77,9 +95,9 @@ def adapted_weights(names: Iterable[str]) -> set[str]:
     return {_target(part, factor[1]) for part, factor in pairs if factor}
 
 
-def _target(part: str, path: str) -> str:
+def _target(part: str, path: str, kind: str = "weight") -> str:
     prefix = "llm." if part == "llm" else VISION
-    return f"{prefix}{path.removeprefix('vision_model.')}.weight"
+    return f"{prefix}{path.removeprefix('vision_model.')}.{kind}"
 
 
 def _check_settings(

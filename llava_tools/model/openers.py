@@ -14,6 +14,7 @@ from llava_tools.model.assembly import Source, assemble, from_whole, read_notes
 from llava_tools.model.base_mark import check_base, saved_mark
 from llava_tools.model.keymap import convert
 from llava_tools.model.lazy import LazyTensor
+from llava_tools.model.lora import whole_of
 from llava_tools.model.parts import (
     Part,
     projector_config,
@@ -30,6 +31,7 @@ from llava_tools.model.parts import (
 from llava_tools.model.rope import stretch_positions
 from llava_tools.model.tables import HF_READ, LLAVA_READ, check_complete
 from llava_tools.model.trained import overlay, read_checkpoint
+from llava_tools.model.vocabulary import settle_embeddings
 from llava_tools.model.weights import has_weights, read_json, read_weights
 from llava_tools.model.zero import is_zero_dir
 
@@ -79,11 +81,13 @@ def open_pth(path: Path, config: str | None, overrides: Sequence[str]) -> Source
     base = {**llm.tensors, **(vision.tensors if vision else {})}
     check_base(base, saved_mark(path), f"'{path}'", base_hint(settings))
     tensors = overlay(base, trained, settings, f"'{path}'")
+    whole = whole_of(trained)
+    tensors, config_llm = settle_embeddings(llm.config, base, whole, tensors, f"'{path}'")
 
     def part(name: str) -> dict[str, LazyTensor]:
         return {key: value for key, value in tensors.items() if key.startswith(f"{name}.")}
 
-    stretched = stretch_positions(llm.config, settings.max_position_embeddings)
+    stretched = stretch_positions(config_llm, settings.max_position_embeddings)
     llm = Part(part("llm"), stretched, llm.folder)
     projector = None
     if vision is not None:
@@ -131,7 +135,11 @@ def open_xtuner(path: Path, config: str | None, overrides: Sequence[str]) -> Sou
         llm = replace(llm, config=stretch_positions(llm.config, positions))
     source = assemble(path, "xtuner", llm, vision, projector, notes, tower)
     for adapter in adapters.values():
-        source = replace(source, tensors=merge_adapter(source.tensors, adapter))
+        merged, where = merge_adapter(source.tensors, adapter), f"'{adapter.folder}'"
+        tensors, settled = settle_embeddings(
+            source.llm_config, source.tensors, adapter.whole, merged, where
+        )
+        source = replace(source, tensors=tensors, llm_config=settled)
     return source
 
 

@@ -10,6 +10,7 @@ from llava_tools.errors import UserError
 from llava_tools.model.keymap import convert
 from llava_tools.model.lazy import LazyTensor
 from llava_tools.model.lora import merge_lora
+from llava_tools.model.parts import TWINS
 from llava_tools.model.safe_pickle import read_pickle
 from llava_tools.model.tables import CHECKPOINT_READ
 from llava_tools.model.weights import read_tensors
@@ -82,14 +83,15 @@ def overlay(
     for name, tensor in trained.items():
         if name.startswith("projector."):
             continue
-        if name not in base:
+        held = base.get(name) or (base.get(TWINS[0]) if name in TWINS else None)  # tied
+        if held is None:
             raise UserError(
                 f"{where} has a weight that the config's models lack: {name}.",
                 "Give the config of the run that wrote the checkpoint.",
             )
-        if tensor.shape != base[name].shape:
+        if tensor.shape != held.shape:
             raise UserError(
-                f"{where}: {name} has shape {tensor.shape}, in the base model {base[name].shape}.",
+                f"{where}: {name} has shape {tensor.shape}, in the base model {held.shape}.",
                 "Give the config of the run that wrote the checkpoint.",
             )
     wanted = {"llm": not settings.freeze_llm and not settings.llm_lora}

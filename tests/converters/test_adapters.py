@@ -152,7 +152,6 @@ def test_old_names_of_a_tower_are_known(parts: Path, tmp_path: Path) -> None:
     [
         ({"peft_type": "IA3"}, "its kind is IA3"),
         ({"use_dora": True}, r"it scales directions \(DoRA\)"),
-        ({"bias": "all"}, "it trains biases"),
         ({"modules_to_save": ["lm_head"]}, "lacks 'lm_head', which its adapter_config.json lists"),
     ],
 )

@@ -35,7 +35,8 @@ def write_adapter(base: Path, folder: Path, grow: int = 0, **options: Any) -> to
     adapted = get_peft_model(model, config)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
-            if "lora_" in name or "modules_to_save" in name or (grow and "embed" in name):
+            bias = name.endswith(".bias") and parameter.requires_grad
+            if "lora_" in name or "modules_to_save" in name or bias or (grow and "embed" in name):
                 parameter.add_(0.2 * torch.randn_like(parameter))
         adapted.save_pretrained(folder)
         return adapted.eval()(input_ids=IDS).logits
@@ -95,6 +96,7 @@ def test_an_adapter_folder_is_a_model_and_goes_over_any_copy_of_its_base(
         {"modules_to_save": ["embed_tokens", "lm_head"]},
         {"modules_to_save": ["embed_tokens"]},
         {"modules_to_save": ["norm"]},
+        {"bias": "lora_only"},
         {"grow": 5},
     ],
     ids=str,
@@ -106,6 +108,15 @@ def test_what_was_trained_as_a_whole_is_carried(
     found = logits(parts / family, adapter=tmp_path / "lora")
     assert found.shape == wanted.shape
     assert torch.allclose(found, wanted, atol=5e-5)
+
+
+def test_biases_that_were_not_saved_are_missed(parts: Path, tmp_path: Path) -> None:
+    """As older releases of peft leave them out of what they save."""
+    write_adapter(parts / "qwen2", tmp_path / "lora", bias="lora_only")
+    file = tmp_path / "lora/adapter_model.safetensors"
+    save_file({n: t for n, t in load_file(file).items() if not n.endswith("bias")}, file)
+    with pytest.raises(UserError, match=r"trained biases, but lacks llm.model.layers.0.*\.bias"):
+        logits(parts / "qwen2", adapter=tmp_path / "lora", template="qwen_chat")
 
 
 def test_the_adapters_tokenizer_and_template_count(parts: Path, tmp_path: Path) -> None:

@@ -97,9 +97,10 @@ FACTORS = {
             "a kind of adapter that cannot be merged",
         ),
         (
-            {"llm.base_model.model.lm_head.modules_to_save.default.weight": torch.ones(2, 2)},
+            FACTORS
+            | {"llm.base_model.model.lm_head.modules_to_save.default.weight": torch.ones(2, 2)},
             LORA,
-            "a kind of adapter that cannot be merged",
+            r"llm.lm_head.weight has shape \(2, 2\), in the base model",
         ),
     ],
 )
