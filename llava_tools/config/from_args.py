@@ -6,6 +6,7 @@ in the tables is an error. What the command line leaves out has the default of t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -43,6 +44,11 @@ def settings_from_args(arguments: Sequence[str]) -> Converted:
     Raises UserError for an unknown flag or a value that does not fit it.
     """
     script, flags = read_flags(arguments)
+    if re.search(r"(^|[._-]|flan)t5[^/]*$", script, re.IGNORECASE):
+        raise UserError(
+            f"'{script}' trains an encoder with a decoder (T5); here an LLM is a decoder alone.",
+            "Choose a causal LM, and leave the script's name out.",
+        )
     known = {*RENAMED, *REPLACED, *SPECIAL, *LORA}
     for name in flags:
         if name not in known:
@@ -56,7 +62,7 @@ def settings_from_args(arguments: Sequence[str]) -> Converted:
             values[setting] = _value(name, flags[name], kind)
     values["decay_bias_and_norm"] = not values.get("weight_decay")  # the Trainer spares vectors
     _schedule(flags, values, notes)
-    _data(flags, values, notes)
+    _data(script, flags, values, notes)
     _vision(flags, values, notes)
     _adapter(script, flags, values, notes)
     values["max_position_embeddings"] = values["max_length"]
@@ -69,6 +75,8 @@ def read_flags(arguments: Sequence[str]) -> tuple[str, dict[str, list[str]]]:
     Raises UserError for a value that belongs to no flag.
     """
     at = next((i for i, text in enumerate(arguments) if text.endswith(".py")), -1)
+    if at < 0 and "-m" in arguments[:-1]:  # python -m fastchat.train.train_mem
+        at = list(arguments).index("-m") + 1
     flags: dict[str, list[str]] = {}
     name = ""
     for text in arguments[at + 1 :]:
@@ -166,7 +174,9 @@ def _schedule(flags: Mapping[str, list[str]], values: dict[str, Any], notes: lis
         values["sampler"] = "length_grouped"
 
 
-def _data(flags: Mapping[str, list[str]], values: dict[str, Any], notes: list[str]) -> None:
+def _data(
+    script: str, flags: Mapping[str, list[str]], values: dict[str, Any], notes: list[str]
+) -> None:
     if "data_path" not in flags:
         raise UserError("--data_path is missing.", "Add it: the file to train on.")
     options: dict[str, Any] = {}
@@ -174,6 +184,8 @@ def _data(flags: Mapping[str, list[str]], values: dict[str, Any], notes: list[st
         options["image_folder"] = _value("image_folder", flags["image_folder"], str)
         options["pad_image_to_square"] = flags.get("image_aspect_ratio") == ["pad"]
     values["datasets"] = [dict(data_path=_value("data_path", flags["data_path"], str), **options)]
+    if _on(flags, "last_response_loss"):
+        values["train_on"] = "last"
     asked = next((n for n in ("eval_strategy", "evaluation_strategy") if n in flags), None)
     on = asked is not None and flags[asked] != ["no"]
     if "eval_data_path" in flags:
@@ -182,6 +194,9 @@ def _data(flags: Mapping[str, list[str]], values: dict[str, Any], notes: list[st
         steps = _value("eval_steps", flags.get("eval_steps", ["500"]), int)
         by_steps = on and asked is not None and flags[asked] == ["steps"]
         values["eval_steps"] = steps * values["accumulative_counts"] if by_steps else 0
+    elif "train_ratio" in flags or "train_with_template" in script:  # which holds the rest out
+        ratio = _value("train_ratio", flags.get("train_ratio", ["0.98"]), float)
+        values["eval_share"] = round(1 - ratio, 9)
     elif on:
         notes.append(
             f"--{asked}: no --eval_data_path is given, so there is no evaluation; "

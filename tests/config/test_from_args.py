@@ -9,6 +9,8 @@ import pytest
 
 from llava_tools.cli.entry import run
 from llava_tools.config import load_settings
+from llava_tools.config.flag_tables import LORA as LORA_FLAGS
+from llava_tools.config.flag_tables import RENAMED, REPLACED, SPECIAL
 from llava_tools.config.from_args import like_recipe, settings_from_args
 from llava_tools.errors import UserError
 
@@ -93,9 +95,52 @@ def test_llava_and_names_of_other_years() -> None:
     assert settings.save_steps == 2000 and not settings.decay_bias_and_norm
 
 
+# FastChat's LoRA recipe, and flags that its other trainers and older releases have.
+LORA = """deepspeed fastchat/train/train_lora.py --lora_r 8 --lora_alpha 16 --lora_dropout 0.05
+--num_train_epochs 3 --fp16 True --per_device_train_batch_size 1 --evaluation_strategy steps
+--save_strategy steps --save_steps 200 --learning_rate 2e-5 --warmup_ratio 0.03 --tf32 True
+--logging_strategy steps --model_max_length 2048 --q_lora True --lora_weight_path old
+--deepspeed playground/deepspeed_config_s2.json --gradient_checkpointing True --flash_attn False"""
+OLD = """lazy_preprocess padding_side cache_dir optim model_max_length evaluation_strategy tf32
+no_cuda overwrite_output_dir logging_dir group_by_length push_to_hub_token half_precision_backend
+fp16_opt_level per_gpu_train_batch_size fsdp_min_num_params local_rank warmup_ratio adafactor
+fsdp_transformer_layer_cls_to_wrap save_safetensors dispatch_batches use_legacy_prediction_loop
+lora_target_modules lora_weight_path lora_bias q_lora flash_attn train_ratio num_data
+last_response_loss split_example_loss efficient_loss"""
+
+
+def test_every_flag_of_those_trainers_is_known() -> None:
+    """FastChat takes all arguments of transformers' Trainer, of any year."""
+    from dataclasses import fields
+
+    from transformers import TrainingArguments
+
+    names = {field.name for field in fields(TrainingArguments)} | set(OLD.split())
+    assert names <= {*RENAMED, *REPLACED, *SPECIAL, *LORA_FLAGS}
+    assert all(text.endswith((".", ")")) for text in REPLACED.values())
+    both = [set(table) for table in (RENAMED, REPLACED, SPECIAL, LORA_FLAGS)]
+    assert sum(map(len, both)) == len(set().union(*both))  # each in one table
+
+
+def test_the_lora_recipe_and_other_trainers() -> None:
+    settings, notes = settings_from_args([*LORA.split(), *SHORT])
+    assert settings.llm_quantization and settings.dtype == "bf16" and settings.save_steps == 200
+    said = {note.split(":")[0] for note in notes}
+    assert said >= {"--deepspeed", "--fp16", "--lora_weight_path", "--evaluation_strategy"}
+    module = ["torchrun", "--nproc_per_node=4", "-m", "fastchat.train.train_lora", *SHORT]
+    assert settings_from_args(module).settings.llm_lora
+    held = settings_from_args(["train_with_template.py", *SHORT]).settings
+    assert held.eval_share == 0.02 and held.llm_lora is None
+    options = "--train_ratio 0.9 --last_response_loss True --torch_compile True".split()
+    settings = settings_from_args([*SHORT, *options]).settings
+    assert (settings.eval_share, settings.train_on, settings.compile) == (0.1, "last", True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["fastchat/train/train_flant5.py", *SHORT], "trains an encoder with a decoder"),
+        (["-m", "fastchat.train.train_lora_t5", *SHORT], "trains an encoder with a decoder"),
         ([*SHORT, "--learning_rat", "1"], "Unknown flag '--learning_rat'"),
         ([*SHORT, "--learning_rate", "fast"], "--learning_rate fast: not a number"),
         ([*SHORT, "--num_train_epochs", "1.5"], "only whole numbers"),
