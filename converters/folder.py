@@ -16,6 +16,15 @@ from llava_tools.errors import UserError
 
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux's renameat2
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+# What to do where no file can be made or grow, by the number of the error.
+_HINTS = {
+    errno.EROFS: "That file system is read-only: write elsewhere.",
+    errno.EACCES: "You may not write there: check the permissions of the folders above it.",
+    errno.EPERM: "No folder may be made there: write elsewhere.",
+    errno.ENOENT: "No folder can be made there (as below /proc): write elsewhere.",
+    errno.EFBIG: "A limit (ulimit -f) or the file system (FAT: 4 GB) forbids files of that size: "
+    "lift it, or write elsewhere; --max-shard-size makes files of weights smaller.",
+}
 # One of them is in every folder that is written here.
 _OURS = (
     *("config.json", "llava_tools.json", "projector", "open_clip_config.json"),
@@ -40,9 +49,9 @@ def new_folder(
     replaced = partial.with_suffix(".replaced")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        if (free := shutil.disk_usage(target.parent).free) < need:
-            raise OSError(errno.ENOSPC, f"{need} bytes are needed, {free} are free")
-        partial.mkdir()
+        partial.mkdir()  # tells a disk that is full from a place that takes no files
+        if shutil.disk_usage(partial).free < need:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         yield partial
         _sync(partial)
         if not (target.exists() and _exchange(partial, target)):
@@ -51,15 +60,27 @@ def new_folder(
             partial.rename(target)
         _sync_folder(target.parent)
     except OSError as error:
-        if error.errno in _FULL:
-            raise UserError(
-                f"The disk of '{target}' is full; nothing was written.",
-                f"About {need / 1e9:.1f} GB are needed: free some space, or write elsewhere.",
-            ) from error
-        raise UserError(f"Could not write '{target}': {error}", "Nothing was written.") from error
+        raise _failed(target, error, need) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         _settle(replaced, target)
+
+
+def _failed(target: Path, error: OSError, need: int) -> UserError:
+    if error.errno in _FULL:
+        return UserError(
+            f"The disk of '{target}' is full; nothing was written.",
+            f"About {_size(need)} are needed: free some space, or write elsewhere.",
+        )
+    place = f" ('{error.filename}')" if error.filename else ""
+    return UserError(
+        f"Could not write '{target}': {error.strerror or error}{place}. Nothing was written.",
+        _HINTS.get(error.errno or 0, "Choose another place, or mend this one."),
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 10**8 else f"{count / 1e6:.1f} MB"
 
 
 def _exchange(one: Path, other: Path) -> bool:

@@ -24,6 +24,7 @@ SYSTEM_ERRORS = {
     errno.EDQUOT: "The quota is used up: free some space, or write to another disk.",
     errno.EACCES: "Check the permissions of this file and its folder.",
     errno.EROFS: "This disk is read-only: write somewhere else.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
 }
 
 

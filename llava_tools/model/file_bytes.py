@@ -29,7 +29,8 @@ class FileBytes:
     def read(self, offset: int, count: int) -> torch.Tensor:
         """Return `count` bytes from `offset` as uint8 [count].
 
-        Raises UserError when the file ends before, as it does when it is changed meanwhile.
+        Raises UserError when the disk fails, and when the file ends before, as it does when it is
+        changed meanwhile.
         """
         if is_wanted() and count:
             self._uncached = self._uncached or Uncached(self.path)
@@ -39,7 +40,13 @@ class FileBytes:
         view = buffer.numpy().data
         done = 0
         while done < count:
-            got = os.preadv(self._file.fileno(), [view[done:]], offset + done)
+            try:
+                got = os.preadv(self._file.fileno(), [view[done:]], offset + done)
+            except OSError as error:
+                raise UserError(
+                    f"'{self.path}' cannot be read at byte {offset + done}: {error.strerror}.",
+                    "Its disk or network may be faulty; copy it from elsewhere.",
+                ) from error
             if not got:
                 raise UserError(
                     f"'{self.path}' became shorter while it was read.",

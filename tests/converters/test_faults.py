@@ -176,3 +176,11 @@ def test_a_target_in_its_source_is_refused_by_every_command(
             ["convert", str(tower), str(place), "--to", "hf", "--overwrite"], capsys, "read"
         )
     assert file_hashes(tmp_path) == before
+
+
+def test_a_name_that_is_too_long_is_refused(
+    exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, long = str(exported("phi3", "xtuner")), "a" * 300
+    for given in ([model, str(tmp_path / long)], [str(tmp_path / long), str(tmp_path / "x")]):
+        fails_clearly(["convert", *given, "--to", "hf"], capsys, "File name too long")

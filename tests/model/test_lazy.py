@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -75,3 +77,15 @@ def test_a_file_that_ends_early_is_an_error(tmp_path: Path) -> None:
     assert source.read(2, 8).tolist() == [0] * 8
     with pytest.raises(UserError, match="became shorter while it was read"):
         source.read(5, 6)
+
+
+def test_a_disk_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(bytes(10))
+    source = FileBytes(tmp_path / "file")
+
+    def fail(*given: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "preadv", fail)
+    with pytest.raises(UserError, match="file' cannot be read at byte 2: Input/output error"):
+        source.read(2, 8)
