@@ -26,8 +26,9 @@ _TO_SPACES = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 _XTUNER_LETTERS = re.compile("[A-D]+")
 _VLMEVALKIT_ANSWER = re.compile(r"answer\s+is\s+\**([A-D])", re.IGNORECASE)
 # What lmms-eval lets stand around a letter, in the order in which it looks.
-_DECORATIONS = (("", ""), ("(", ")"), ("(", ")."), ("", "."), ("", ","), ("", ":"), ("", ")"),
-                ("", ")."), (":", ""), (":", ","), (":", "."), (":", ")"), (":", ")."))  # fmt: skip
+_DECORATIONS = (("", ""), ("", "."), ("", ","), ("", ":"), ("", ")"), ("", ")."),
+                ("(", ")"), ("(", ")."),
+                (":", ""), (":", ","), (":", "."), (":", ")"), (":", ")."))  # fmt: skip
 # The forms of a letter that lmms-eval of 2026 looks for; the higher the rank, the surer it is.
 _RANKED_FORMS = (("({})", 6), ("{}.", 5), ("{}:", 4), ("{})", 3), ("{} ", 2))
 _RANK_START, _RANK_END, _RANK_PHRASE, _RANK_ANYWHERE = 10, 9, 7, 0
@@ -98,7 +99,7 @@ def choose_vlmevalkit_2026(text: str, options: Mapping[str, str]) -> str | None:
 def choose_lmms_mmbench(text: str, options: Mapping[str, str]) -> str | None:
     """Return the choice by lmms-eval's rules for MMBench, before it would ask GPT."""
     words = text.split()
-    for before, behind in _DECORATIONS:
+    for before, behind in () if _API_FAILURE in text else _DECORATIONS:
         found = [c for c in "ABCDE" if f"{before}{c}{behind}" in words]
         if len(found) == 1 and not (behind == before == "" and "A" in words and len(words) > 3):
             return found[0]

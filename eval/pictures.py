@@ -83,7 +83,7 @@ class CellScanner:
     def scan(self, cell: str, offset: int, where: str) -> Reference | tuple[Picture, ...]:
         """Return what an image cell holds. Raises UserError when it holds no picture."""
         text = cell.strip()
-        if len(text) <= LONGEST_REFERENCE and _DECIMAL.fullmatch(text):
+        if len(text) <= LONGEST_REFERENCE and not text.startswith("["):
             return Reference(as_index(text))
         pictures = []
         for part, encoded in enumerate(split_cell(text, where)):

@@ -60,7 +60,10 @@ def circular_scores(
 
 
 def _by_question(questions: Iterable[Question]) -> list[list[Question]]:
-    """Return the copies of each question in index order, the question itself first."""
+    """Return the copies of each question in index order, the question itself first.
+
+    A column `g_index` names the question instead of the index, as in VLMEvalKit of 2026.
+    """
     groups: dict[int, list[tuple[int, Question]]] = defaultdict(list)
     for question in questions:
         if not isinstance(question.index, int):
@@ -68,10 +71,10 @@ def _by_question(questions: Iterable[Question]) -> list[list[Question]]:
                 f"{question.row.where}: the index is no whole number.",
                 "Circular scoring finds the copies of a question by their number.",
             )
-        groups[question.index % COPY_STEP].append((question.index, question))
+        groups[_base(question, question.index)].append((question.index, question))
     result = []
     for base, copies in groups.items():
-        copies.sort(key=lambda pair: pair[0])
+        copies.sort(key=lambda pair: (pair[0] != base, pair[0]))
         if copies[0][0] != base:
             raise UserError(
                 f"{copies[0][1].row.where} is a copy of question {base}, which is in no row.",
@@ -79,6 +82,16 @@ def _by_question(questions: Iterable[Question]) -> list[list[Question]]:
             )
         result.append([question for _, question in copies])
     return result
+
+
+def _base(question: Question, index: int) -> int:
+    named = question.row.cells.get("g_index", "").strip().removesuffix(".0")
+    if named and not named.isdecimal():
+        raise UserError(
+            f"{question.row.where}: g_index is '{named:.40}', which is no whole number.",
+            "It names the question that a row is a copy of by its index.",
+        )
+    return int(named) if named else index % COPY_STEP
 
 
 def _outcome(copies: Sequence[Question], verdicts: Mapping[Index, Verdict]) -> Outcome:

@@ -46,7 +46,7 @@ TABLE = {
     "DNA": "------D--DDAA",
     # lmms-eval of 2026 ranks the forms of a letter; the last one in the surest form counts.
     "The answer is B, not A.": "-BAAB----BBAA",
-    "The option (C) is fine, B. is not": "--CC------CCC",
+    "The option (C) is fine, B. is not": "--BC------CCC",
     "I pick D": "DDDD------DDD",
     "答案是B": "----------BBB",
     "DNA shows C": "CCCC--D--DDCC",
@@ -55,7 +55,7 @@ TABLE = {
     "I say B is what": "BBBB------BBB",
     "the answer is dog meat": "-D-------D---",
     "The answer IS **b** or so": "-B-----------",
-    "Failed to obtain answer via API. answer is B": "--BB------ABB",
+    "Failed to obtain answer via API. answer is B": "---B------ABB",
 }
 
 

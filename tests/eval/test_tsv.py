@@ -52,6 +52,12 @@ def test_base64_list_and_references_lead_to_their_pictures(tmp_path: Path) -> No
     assert len({key for row in keys for key in row}) == 3
 
 
+def test_a_text_refers_to_a_row_whose_index_is_a_text(tmp_path: Path) -> None:
+    rows = [{"index": "VD_1_0", "image": "VD_2_0"}, {"index": "VD_2_0", "image": picture("blue")},
+            {"index": "VD_3_0", "image": "VD_1_0"}]  # fmt: skip
+    assert colors(table(tmp_path, *rows)) == [[tables.COLORS["blue"]]] * 3
+
+
 def test_a_chain_longer_than_the_stack_is_followed(tmp_path: Path) -> None:
     rows = [{"image": str(i + 1)} for i in range(1500)] + [{"image": picture("blue")}]
     read = table(tmp_path, *rows)
@@ -107,6 +113,7 @@ def test_scoring_needs_no_image_column_and_looks_at_no_image(tmp_path: Path) -> 
         ([{"image": "1"}, {"image": "2"}, {"image": "1"}], r"row 1 \(index 0\).*0 -> 1 -> 2 -> 1"),
         ([{"image": "0"}], r"refers to itself: 0 -> 0"),
         ([{"image": picture("red")}, {"image": "77"}], r"row 2 \(index 1\).*index 77.*in no row"),
+        ([{"image": "some text"}], r"row 1 \(index 0\).*index some text, which is in no row"),
         ([{"image": picture("red")}, {"image": ""}], r"row 2 \(index 1\).*image cell is empty"),
         ([{"image": "nan"}], r"image cell is empty"),
         ([{"image": picture("red")[:-3]}], r"row 1 \(index 0\).*not base64"),
