@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from llava_tools.curate.duplicates import DEDUPE
+from llava_tools.curate.duplicates import DEDUPE, Repeats
 from llava_tools.curate.phrases import BUILT_IN, Phrases, read_phrases
 from llava_tools.curate.rows import MEANINGS, Example, Row, read_examples
 from llava_tools.curate.score_log import Record
@@ -109,13 +108,16 @@ def select(data: Path, scores: Scores, rules: Rules, format: str = "auto") -> Se
     texts = read_phrases(rules.drop_phrases) if rules.drop_phrases else ()
     words = rules.words or rules.drop_phrases == BUILT_IN  # "as an AI" is not in "has an aide"
     phrases = Phrases(texts, words=words) if texts else None
-    repeated = DEDUPE[rules.dedupe]() if rules.dedupe else None
+    repeats = Repeats(rules.dedupe)
     rows = 0
     for row in checked_rows(data, scores, format):
         rows += 1
-        reason = _reason(row, scores, key, rules, phrases, repeated)
+        reason = _reason(row, scores, key, rules, phrases)
         if reason:
             dropped[row.place] = reason
+        elif isinstance(row.example, Example):
+            repeats.add(row.place, row.example)
+    dropped |= dict.fromkeys(repeats.places(), "duplicate")
     check_all_used(data, scores, rows)
     values = scores.column(key, rows)
     if rules.by == RANDOM:
@@ -167,7 +169,6 @@ def _reason(
     key: str,
     rules: Rules,
     phrases: Phrases | None,
-    repeated: Callable[[Example], Any] | None,
 ) -> str | None:
     """Return why a row is left out, None when it is kept."""
     record = scores.records.get(row.place)
@@ -187,9 +188,7 @@ def _reason(
     reason = _length_reason(record, rules)
     if reason:
         return reason
-    if phrases and phrases.found("\n".join(row.example.answers)):
-        return "phrase"
-    return "duplicate" if repeated and repeated(row.example) else None
+    return "phrase" if phrases and phrases.found("\n".join(row.example.answers)) else None
 
 
 def _length_reason(record: Record, rules: Rules) -> str | None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llava_tools.curate import duplicates
-from llava_tools.curate.duplicates import RUN, SIMILAR, exact, near
+from llava_tools.curate.duplicates import Repeats
 from llava_tools.curate.phrases import REFUSALS, Phrases, read_phrases
 from llava_tools.curate.rows import Example
 from llava_tools.data.sample import Turn
@@ -62,8 +63,14 @@ def example(question: str, answer: str = "yes", *images: str) -> Example:
     return Example((Turn("user", question), Turn("assistant", answer)), images)
 
 
+def repeated(kind: str, rows: list[Example]) -> set[int]:
+    found = Repeats(kind)
+    for place, row in enumerate(rows):
+        found.add(place, row)
+    return found.places()
+
+
 def test_the_same_row_again() -> None:
-    repeated = exact()
     rows = [
         example("a"),
         example("b"),
@@ -71,66 +78,91 @@ def test_the_same_row_again() -> None:
         example("a", "no"),
         example("a", "yes", "x.png"),
     ]
-    assert [repeated(row) for row in rows] == [False, False, True, False, False]
+    assert repeated("exact", rows) == {2}
+    assert repeated("exact", []) == repeated("near", []) == set()
 
 
-def jaccard(one: str, other: str) -> float:
-    """The share of runs of words, with the answer `yes`, counted slowly."""
-    sets = []
-    for text in (one, other):
-        words = [*re.findall(r"\w+", text.lower()), "yes"]
-        sets.append({tuple(words[i : i + RUN]) for i in range(len(words) - RUN + 1)})
-    return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
+def run_sets(texts: list[str]) -> list[set[tuple[str, ...]]]:
+    """The runs of words of each text, with the answer `yes`, taken slowly."""
+    rows = [[*re.findall(r"\w+", text.lower()), "yes"] for text in texts]
+    return [{tuple(row[i : i + 3]) for i in range(max(1, len(row) - 2))} for row in rows]
 
 
-def test_nearly_the_same_row_again() -> None:
-    rng = random.Random(0)
-    words = [f"w{i}" for i in range(300)]
-    texts: list[str] = []
+def slowly(texts: list[str]) -> set[int]:
+    """Compare every row with every one that was kept: shared / all of both >= 4 / 5, in whole
+    numbers."""
+    sets = run_sets(texts)
+    kept: list[int] = []
+    for i, row in enumerate(sets):
+        if not any(5 * len(row & sets[k]) >= 4 * len(row | sets[k]) for k in kept):
+            kept.append(i)
+    return set(range(len(texts))) - set(kept)
+
+
+def edited(rng: random.Random, words: list[str], length: int, changes: int) -> list[str]:
+    """150 texts, each a new one or an earlier one with some words changed, lost or added."""
+    texts: list[list[str]] = []
     for _ in range(150):
-        text = (
-            rng.choice(texts).split() if texts and rng.random() < 0.6 else rng.choices(words, k=40)
-        )
-        for _ in range(rng.randrange(6)):
-            text[rng.randrange(len(text))] = rng.choice(words)
-        texts.append(" ".join(text))
-    kept: list[str] = []
-    wanted = []
-    for text in texts:
-        wanted.append(any(jaccard(text, other) >= SIMILAR for other in kept))
-        if not wanted[-1]:
-            kept.append(text)
-    repeated = near()
-    assert [repeated(example(text)) for text in texts] == wanted
-    assert 20 < sum(wanted) < 130
+        old = texts and rng.random() < 0.7
+        text = list(rng.choice(texts)) if old else rng.choices(words, k=rng.randrange(3, length))
+        for _ in range(rng.randrange(changes)):
+            at = rng.randrange(len(text))
+            text[at : at + rng.randrange(2)] = rng.choices(words, k=rng.randrange(2))
+            text = text or ["w0"]
+        texts.append(text)
+    return [" ".join(text) for text in texts]
+
+
+# How many different words, words of a text, changes: few words make runs that many rows share.
+EDITS = [(300, 40, 6), (3, 30, 8), (6, 60, 4), (40, 12, 3), (2, 9, 4)]
+
+
+@pytest.mark.parametrize(("words", "length", "changes"), EDITS)
+def test_nearly_the_same_rows_are_all_found(words: int, length: int, changes: int) -> None:
+    rng = random.Random(0)
+    for _ in range(4):
+        texts = edited(rng, [f"w{i}" for i in range(words)], length, changes)
+        wanted = slowly(texts)
+        assert repeated("near", [example(text) for text in texts]) == wanted
+        assert 10 < len(wanted) < 149
 
 
 def test_what_near_means() -> None:
-    repeated = near()
     text = "List the planets of our solar system, please, in the order of size"
-    assert not repeated(example(text))
-    assert repeated(example(text.upper() + "!!"))
-    assert not repeated(example(text, "yes", "a.png"))
-    assert not repeated(example("请列出太阳系的行星,并按大小排序。", "好的"))
-    assert repeated(example("请列出太阳系的行星,并按大小排序!", "好的"))
-    assert not repeated(example("讲一个关于猫的故事给孩子们听吧", "好的"))
-    assert not repeated(example("?", "!")) and repeated(example("?", "!"))
-    assert not repeated(example("?", "…"))
+    rows = [
+        example(text),
+        example(text.upper() + "!!"),
+        example(text, "yes", "a.png"),
+        example("请列出太阳系的行星,并按大小排序。", "好的"),
+        example("请列出太阳系的行星,并按大小排序!", "好的"),
+        example("讲一个关于猫的故事给孩子们听吧", "好的"),
+        example("?", "!"),
+        example("?", "!"),
+        example("?", "…"),
+    ]
+    assert repeated("near", rows) == {1, 4, 7}
 
 
-def test_a_phrase_that_all_rows_share_does_not_make_every_pair_a_candidate(
-    monkeypatch: pytest.MonkeyPatch,
+def pairs_compared(texts: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[set[int], int]:
+    compared, any_alike = [0], duplicates._any_alike
+
+    def counting(size: int, marked: Any, others: list[Any]) -> bool:
+        compared[0] += len(others)
+        return any_alike(size, marked, others)
+
+    monkeypatch.setattr(duplicates, "_any_alike", counting)
+    return repeated("near", [example(text) for text in texts]), compared[0]
+
+
+@pytest.mark.parametrize("own", [4, 8, 30])
+def test_a_phrase_that_all_rows_share_makes_no_pair_a_candidate(
+    own: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows of one long phrase and some words of their own: half alike, which is not near."""
-    compared, alike = [], duplicates._alike
-    monkeypatch.setattr(duplicates, "FULL", 3)
-    monkeypatch.setattr(duplicates, "_alike", lambda *pair: compared.append(1) or alike(*pair))
+    """And of a thousand such rows, a hidden pair is found all the same."""
     rng = random.Random(0)
     phrase = " ".join(f"p{i}" for i in range(22))
     texts = [
-        phrase + " " + " ".join(f"w{rng.randrange(900)}" for _ in range(8)) for _ in range(200)
+        f"{phrase} {' '.join(f'w{rng.randrange(90_000)}' for _ in range(own))}" for _ in range(1000)
     ]
-    repeated = near()
-    assert not any(repeated(example(text)) for text in texts)
-    assert 1000 < len(compared) < 200 * 199 / 2 / 2  # half of all pairs
-    assert all(repeated(example(text + " more")) for text in texts[::20])
+    found, compared = pairs_compared([*texts, texts[997].upper()], monkeypatch)
+    assert found == {1000} and compared < 20
