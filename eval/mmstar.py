@@ -17,6 +17,7 @@ from llava_tools.eval.choices import (
     choose_vlmevalkit_2026,
 )
 from llava_tools.eval.multiple_choice import (
+    ASK_LETTER,
     Rows,
     accuracy_part,
     letter_question,
@@ -54,10 +55,13 @@ def split_options(row: Row) -> Row:
 
 
 def question(row: Row, protocol: str) -> Question:
-    """Return the question of a row, in the layout that all kits share."""
+    """Return the question of a row, in LLaVA's layout; lmms-eval leaves a text as it is written."""
     parted = split_options(row)
     options = options_of(parted)
-    return letter_question(row, with_pictures(row, llava_layout(parted, options)), options)
+    text = llava_layout(parted, options)
+    if protocol.startswith("lmms-eval") and parted is not row:
+        text = f"{row.cells['question'].strip()}\n{ASK_LETTER.removesuffix('.')}"
+    return letter_question(row, with_pictures(row, text), options)
 
 
 def score(questions: Sequence[Question], answers: Mapping[Index, str], protocol: str) -> Scores:

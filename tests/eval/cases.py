@@ -102,8 +102,10 @@ CASES = {
             {"question": "Which? Options: A: a, b, B: c", "answer": "A", **ABILITIES},
             {**two(), "category": "coarse", "l2-category": "style"},
         ],
-        {name: f"<image>\nWhich?\nA. cat\nB. dog{LETTER}"
-         for name in ("vlmevalkit", "vlmevalkit-2026", "official", "lmms-eval", "lmms-eval-2026")},
+        {**dict.fromkeys(("vlmevalkit", "vlmevalkit-2026", "official"),
+                         f"<image>\nWhich?\nA. cat\nB. dog{LETTER}"),
+         **dict.fromkeys(("lmms-eval", "lmms-eval-2026"),
+                         f"<image>\nWhich? Options: A: cat, B: dog{LETTER.removesuffix('.')}")},
         *letters("B", "option B", "(b)",
                  **{"vlmevalkit": 1 / 3, "official": 2 / 3, "lmms-eval": 0.75,
                     "lmms-eval-2026": 0.25}),
