@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import orjson
 
@@ -15,7 +18,9 @@ from llava_tools.errors import UserError
 from llava_tools.eval.benchmark import Question
 from llava_tools.eval.pictures import Index
 from llava_tools.eval.predictions import prompt_hash, read_header, read_jsonl, whole_lines
-from llava_tools.eval.shares import Place, answer_files, wait
+from llava_tools.eval.shares import Place, answer_files
+
+log = logging.getLogger(__name__)
 
 ALONE = Place()
 
@@ -30,11 +35,10 @@ class Answer:
 
 
 class AnswerLog:
-    """`predictions.jsonl`, opened for appending: a header line, then one line an answer.
+    """`predictions.jsonl`, to append to: a header line, then one line an answer.
 
-    Opening it reads what an earlier run left, also in the files of its other processes. A last line
-    that a kill cut short is dropped. Raises UserError when that run was another one: other data,
-    model or settings.
+    `read` what an earlier run left, then `open` it: nobody may open before everybody has read. The
+    work dir is held until the log is left.
     """
 
     def __init__(
@@ -44,24 +48,62 @@ class AnswerLog:
         info: Mapping[str, Any],
         place: Place = ALONE,
     ) -> None:
+        self.folder = folder
+        self.place = place
         self.path = folder / place.file_name
+        self.fingerprint = fingerprint
+        self.info = info
         self.done: dict[Index, str] = {}
-        end = 0
-        for path in answer_files(folder):
-            found = self._read(path, fingerprint)
-            end = found if path == self.path else end
-        wait(place)  # nobody writes before everybody has read
+        self.end = 0
+        self.held: list[int] = []  # descriptors
+
+    def read(self) -> None:
+        """Take over the answers that are there, also those of other processes.
+
+        A last line that a kill cut short is dropped. Raises UserError when that run was another one
+        (other data, model or settings), and when it is still going.
+        """
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.file: BinaryIO = self.path.open("ab")
-            self.file.truncate(end)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if self.place.rank == 0:
+                self._hold(self.folder, os.O_RDONLY)
         except OSError as error:
-            raise UserError(
-                f"Cannot write '{self.path}': {error.strerror}.", "Give another --work-dir."
-            ) from error
-        if end == 0:
+            raise self._unwritable(error) from error
+        for path in answer_files(self.folder):
+            found = self._read(path, self.fingerprint)
+            self.end = found if path == self.path else self.end
+
+    def open(self) -> None:
+        """Begin to write. Raises UserError where that is not possible."""
+        try:
+            self.file = self._hold(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.truncate(self.file, self.end)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        if self.end == 0:
             version = llava_tools.__version__
-            self._write([{"llava_tools": version, "fingerprint": dict(fingerprint), **info}])
+            header = {"llava_tools": version, "fingerprint": dict(self.fingerprint), **self.info}
+            self._write([header])
+
+    def _hold(self, path: Path, flags: int) -> int:
+        """Open a file or folder that no other process holds. Raises UserError otherwise."""
+        descriptor = os.open(path, flags, 0o666)
+        self.held.append(descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"Another evaluation is writing to '{path}'.",
+                "Wait for it, stop it, or give another --work-dir.",
+            ) from error
+        except OSError:  # a file system that knows no locks
+            log.debug("'%s' cannot be locked.", path)
+        return descriptor
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(
+            f"Cannot write '{self.path}': {error.strerror}.", "Give another --work-dir."
+        )
 
     def _read(self, path: Path, fingerprint: Mapping[str, Any]) -> int:
         """Take over the answers of a file and return where its last whole line ends."""
@@ -72,7 +114,7 @@ class AnswerLog:
         return end
 
     def append(self, answers: Sequence[Answer], questions: Mapping[Index, Question]) -> None:
-        """Write answers and flush them, so that nothing done is lost to a kill."""
+        """Write answers at once, so that nothing done is lost to a kill."""
         self._write(
             {
                 "index": answer.index,
@@ -86,9 +128,10 @@ class AnswerLog:
         self.done |= {answer.index: answer.text for answer in answers}
 
     def _write(self, records: Iterable[Mapping[str, Any]]) -> None:
+        data = b"".join(orjson.dumps(record) + b"\n" for record in records)
         try:
-            self.file.write(b"".join(orjson.dumps(record) + b"\n" for record in records))
-            self.file.flush()
+            while data:
+                data = data[os.write(self.file, data) :]
         except OSError as error:
             raise UserError(
                 f"Could not write '{self.path}': {error.strerror}.",
@@ -104,7 +147,8 @@ class AnswerLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.file.close()
+        for descriptor in self.held:
+            os.close(descriptor)
 
 
 def check_fingerprint(

@@ -23,12 +23,12 @@ from llava_tools.eval.report import Report, can_score, finish
 from llava_tools.eval.shares import (
     FILE_NAME,
     Place,
-    answer_files,
+    agreed,
+    check_parent,
+    connect,
     merge,
     place_here,
     share,
-    together,
-    wait,
 )
 from llava_tools.eval.sources import open_table
 from llava_tools.eval.tsv import Table
@@ -86,13 +86,16 @@ def evaluate(
     asker = Asker(table, settings, batch_size, blank_images, assistant, server)
     fingerprint |= asker.fingerprint()
     info = {"model": str(model_path), **asker.info(), "asked_as": protocol}
-    with together(place):
-        with AnswerLog(folder, fingerprint, info, place) as kept:
+    connect(place)
+    with AnswerLog(folder, fingerprint, info, place) as kept:
+        with agreed(place):
+            kept.read()
+        with agreed(place):
+            kept.open()
             _answer_rest(asker, questions, kept, place)
-        wait(place)
-        if place.rank == 0 and answer_files(folder) != [folder / FILE_NAME]:
-            merge(folder, questions)
-        wait(place)
+        with agreed(place):
+            if place.rank == 0:
+                merge(folder, questions)
     found = read_predictions(folder / FILE_NAME)
     return finish(chosen, table, questions, found, protocol, None if place.rank else folder)
 
@@ -199,4 +202,5 @@ def _answer_rest(
     with Rows(asker.table.path.stem, done + len(own), done) as progress:
         for batch in asker.answers(own):
             answers.append(batch, by_index)
+            check_parent(place)
             progress.advance(len(batch))

@@ -6,11 +6,13 @@ in the order of the data. A killed run goes on at any number of processes.
 
 from __future__ import annotations
 
+import atexit
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
@@ -21,6 +23,8 @@ from llava_tools.eval.benchmark import Question
 from llava_tools.eval.pictures import Index
 from llava_tools.eval.predictions import whole_lines
 from llava_tools.eval.sheets import write_atomically
+
+log = logging.getLogger(__name__)
 
 FILE_NAME = "predictions.jsonl"
 LONGEST_WAIT = timedelta(hours=24)  # for the slowest process
@@ -33,6 +37,7 @@ class Place:
     rank: int = 0
     world: int = 1
     local_rank: int = 0
+    parent: int = field(default_factory=os.getppid)
 
     @property
     def file_name(self) -> str:
@@ -54,27 +59,53 @@ def place_here() -> Place:
     return Place(rank, world, local)
 
 
-@contextmanager
-def together(place: Place) -> Iterator[None]:
-    """Connect the processes of torchrun, where there are several, for `wait`."""
-    if place.world == 1:
-        yield
-        return
+def connect(place: Place) -> None:
+    """Connect the processes of torchrun, where there are several, for `agreed`.
+
+    Once for all benchmarks of a suite: gloo finds nobody at a second time.
+    """
     import torch.distributed as dist
 
-    dist.init_process_group("gloo", timeout=LONGEST_WAIT)
+    if place.world > 1 and not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=LONGEST_WAIT)
+        atexit.register(dist.destroy_process_group)
+
+
+@contextmanager
+def agreed(place: Place) -> Iterator[None]:
+    """Leave the block when every process has, and by the same way: the first one's UserError.
+
+    Whoever fails alone says so at once, and waits for the others' answers to be on disk.
+    """
+    problem: tuple[str, str] | None = None
     try:
         yield
-    finally:
-        dist.destroy_process_group()
-
-
-def wait(place: Place) -> None:
-    """Wait until every process is here."""
+    except UserError as error:
+        problem = (error.message, error.hint)
+        if place.world > 1:
+            log.warning(
+                "Process %d stops, the others finish their rows: %s", place.rank, error.message
+            )
     if place.world > 1:
         import torch.distributed as dist
 
-        dist.barrier()
+        found: list[tuple[str, str] | None] = [None] * place.world
+        dist.all_gather_object(found, problem)
+        problem = next(filter(None, found), None)
+    if problem is not None:
+        raise UserError(*problem)
+
+
+def check_parent(place: Place) -> None:
+    """Stop where torchrun was killed: it starts again without knowing of what it left behind.
+
+    Raises UserError.
+    """
+    if place.world > 1 and os.getppid() != place.parent:
+        raise UserError(
+            "torchrun, which started this process, is gone.",
+            "Run the same command again: it goes on where it stopped.",
+        )
 
 
 def share(questions: Sequence[Question], place: Place) -> list[Question]:

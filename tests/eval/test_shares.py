@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import subprocess
@@ -12,12 +14,14 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from llava_tools.errors import UserError
+from llava_tools.eval.answer_log import AnswerLog
 from llava_tools.eval.mmbench import question
 from llava_tools.eval.pictures import Picture
 from llava_tools.eval.run import evaluate
-from llava_tools.eval.shares import Place, merge, place_here, share
+from llava_tools.eval.shares import Place, check_parent, merge, place_here, share
 from llava_tools.eval.tsv import Row
 from tests.eval import tables
 
@@ -73,9 +77,29 @@ def test_merging_orders_and_drops_what_is_there_twice(tmp_path: Path) -> None:
     assert [json.loads(line)["prediction"] for line in lines[1:]] == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize("held", ["", "predictions.jsonl"])
+def test_a_work_dir_has_one_evaluation_at_a_time(tmp_path: Path, held: str) -> None:
+    with AnswerLog(tmp_path, {}, {}) as first, AnswerLog(tmp_path, {}, {}) as second:
+        first.read()
+        if held:
+            first.open()
+            os.close(first.held.pop(0))  # the folder, as where the first process is gone
+            second.read()
+        with pytest.raises(UserError, match=f"Another evaluation is writing to '.*{held}'"):
+            (second.open if held else second.read)()
+    with AnswerLog(tmp_path, {}, {}) as third:
+        third.read(), third.open()
+
+
+def test_what_torchrun_left_behind_stops() -> None:
+    check_parent(Place(0, 2)), check_parent(Place(0, 1, parent=-1))
+    with pytest.raises(UserError, match="torchrun, which started this process, is gone"):
+        check_parent(Place(0, 2, parent=-1))
+
+
 def torchrun(world: int, *arguments: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={world}"]
-    start = ["--standalone", "--no-python", sys.executable, "-m", "llava_tools", "eval", "mmbench"]
+    start = ["--standalone", "--no-python", sys.executable, "-m", "llava_tools", "eval"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [*command, *start, *map(str, arguments)],
@@ -83,25 +107,33 @@ def torchrun(world: int, *arguments: Any) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_two_processes_finish_what_one_began(
+def test_two_processes_finish_what_one_began_and_fail_together(
     model_folder: Path, data: Path, tmp_path: Path
 ) -> None:
-    alone = evaluate(
-        "mmbench", model_folder, data, tmp_path / "one", max_new_tokens=3, device="cpu"
-    )
+    """A picture that only one process meets is broken: the other benchmark is not hurt."""
+    root = tmp_path / "root"
+    root.mkdir()
+    data = data.rename(root / "MMBench_DEV_EN.tsv")
+    noise = io.BytesIO()
+    Image.effect_noise((64, 64), 90).save(noise, "PNG")
+    half = base64.b64encode(noise.getvalue()[:1200]).decode()
+    broken = [{**row, "index": i, "image": half if i == 3 else tables.picture("red")}
+              for i, row in enumerate(tables.small()[:4])]  # fmt: skip
+    tables.write(root / "AI2D_TEST.tsv", broken)
+    alone = evaluate("mmbench", model_folder, data, tmp_path / "one", device="cpu")
     whole = (tmp_path / "one" / "predictions.jsonl").read_text().splitlines(keepends=True)
-    answers = {json.loads(line)["index"]: json.loads(line)["prediction"] for line in whole[1:]}
-    work = tmp_path / "two"
-    work.mkdir()
+    work = tmp_path / "two" / "MMBench_DEV_EN"
+    work.mkdir(parents=True)
     (work / "predictions.jsonl").write_text("".join(whole[:4]))
     (work / "predictions.2.jsonl").write_text(whole[0] + whole[5] + whole[6][:9])
-    options = ["--work-dir", work, "--max-new-tokens", 3, "--device", "cpu", "--json"]
-    done = torchrun(2, model_folder, "--data-path", data, *options)
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    options = ["--data-root", root, "--work-dir", work.parent, "--device", "cpu", "--json"]
+    done = torchrun(2, "suite", "llava-table", model_folder, *options)
+    assert "Not evaluated: AI2D Test." in done.stderr and "row 4 (index 3)" in done.stderr
+    assert list(json.loads(done.stdout)[0]["cells"]) == ["MMBench Dev (EN)"]
+    report = json.loads((work / "scores.json").read_text())
     assert report["circular"] == alone["circular"] and report["counts"] == alone["counts"]
     assert done.stderr.count("4 of 18 rows are answered already") == 1  # the first process says it
-    lines = [json.loads(x) for x in (work / "predictions.jsonl").read_text().splitlines()[1:]]
-    assert [line["index"] for line in lines] == [row["index"] for row in tables.small()]
-    assert {line["index"]: line["prediction"] for line in lines} == answers
+    assert (work / "predictions.jsonl").read_text().splitlines() == [x.strip() for x in whole]
     assert not list(work.glob("predictions.[0-9]*.jsonl"))
+    kept = [len(p.read_text().splitlines()) for p in (tmp_path / "two").glob("AI2D*/*.jsonl")]
+    assert sorted(kept) == [1, 4]
