@@ -9,7 +9,13 @@ from llava_tools.config.files import check_files
 from llava_tools.config.load import find_config, load_config, load_settings, recipes
 from llava_tools.config.plan import iterations, planned_rows
 from llava_tools.config.settings import DatasetSpec, Settings
-from llava_tools.config.write import config_text, copy_config, diff_configs, dump_config
+from llava_tools.config.write import (
+    config_text,
+    copy_config,
+    diff_configs,
+    dump_config,
+    is_run_config,
+)
 
 __all__ = [
     "DatasetSpec",
@@ -20,6 +26,7 @@ __all__ = [
     "diff_configs",
     "dump_config",
     "find_config",
+    "is_run_config",
     "iterations",
     "load_config",
     "load_settings",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import NoneType, UnionType
@@ -93,7 +94,7 @@ RULES: dict[type, dict[str, Rule]] = {
             lambda names: all(name in TRACKERS for name in names),
             f"must name trackers: {', '.join(TRACKERS)}",
         ),
-        "seed": _at_least(0),
+        "seed": (lambda value: 0 <= value < 2**63, "must be 0 or more, and below 2**63"),
     },
 }
 
@@ -172,13 +173,17 @@ def _fit(value: Any, hint: Any, origin: Origin, key: str) -> Any:
             return _fit_tuple(value, get_args(option), origin, key)
         if get_origin(option) is dict and isinstance(value, Mapping):
             return dict(value)
-        if option is float and type(value) in (int, float):
+        if option is float and (type(value) is float or (type(value) is int and _fits(value))):
             return float(value)
         if option in (str, int, bool) and type(value) is option:
             return value
     expected = " or ".join(_type_name(option) for option in options)
     message = f"{origin.of(key)}: '{key}' must be {expected}, not {value!r}."
     raise UserError(message, EXAMPLE_HINT)
+
+
+def _fits(number: int) -> bool:
+    return abs(number) <= sys.float_info.max
 
 
 def _fit_tuple(value: Any, hints: tuple[Any, ...], origin: Origin, key: str) -> tuple[Any, ...]:

@@ -143,7 +143,7 @@ def _values(path: Path) -> dict[str, Any]:
         # mmengine's own guess takes `import os` for an inherited config.
         inherits = path.suffix == ".py" and _uses_read_base(path)
         values = Config.fromfile(str(path), lazy_import=inherits).to_dict()
-    except Exception as error:  # a config is Python: it may raise anything
+    except (Exception, SystemExit) as error:  # a config is Python: it may raise anything
         line = getattr(error, "lineno", None)
         place = f"{path}, line {line}" if line else str(path)
         kind = type(error).__name__

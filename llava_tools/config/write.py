@@ -14,6 +14,8 @@ from llava_tools.config.load import find_config, load_settings
 from llava_tools.config.settings import DatasetSpec, Settings
 from llava_tools.errors import UserError
 
+RUN_HEAD = '"""Every setting of this run, as resolved by llava-tools'
+
 
 def config_text(settings: Settings, *, defaults: bool = True) -> str:
     """Return `settings` as a config file; without `defaults` only what differs from them."""
@@ -27,8 +29,14 @@ def config_text(settings: Settings, *, defaults: bool = True) -> str:
 
 def dump_config(settings: Settings, path: Path) -> None:
     """Write every setting of a run to `path`, so that it needs no base and no later default."""
-    head = f'"""Every setting of this run, as resolved by llava-tools {__version__}."""\n\n'
+    head = f'{RUN_HEAD} {__version__}."""\n\n'
     path.write_text(head + config_text(settings), encoding="utf-8")
+
+
+def is_run_config(path: Path) -> bool:
+    """Return whether `path` is a file that `dump_config` wrote."""
+    with path.open("rb") as file:
+        return file.read(len(RUN_HEAD)) == RUN_HEAD.encode()
 
 
 def copy_config(name_or_path: str, folder: Path) -> Path:

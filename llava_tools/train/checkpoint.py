@@ -63,10 +63,15 @@ def remove(path: Path) -> None:
 
 
 def remove_unfinished(work_dir: Path) -> None:
-    """Delete what a killed save left behind."""
-    for ending in (UNFINISHED, REPLACED):
-        for path in work_dir.glob(f"iter_*.pth{ending}"):
-            remove(path)
+    """Delete what a killed save left behind; what it was about to replace gets its name back."""
+    for old in work_dir.glob(f"iter_*.pth{REPLACED}"):
+        path = old.with_name(old.name.removesuffix(REPLACED))
+        if path.exists():
+            remove(old)
+        else:
+            old.rename(path)
+    for partial in work_dir.glob(f"iter_*.pth{UNFINISHED}"):
+        remove(partial)
 
 
 def save(engine: Engine, path: Path, meta: dict[str, Any]) -> None:

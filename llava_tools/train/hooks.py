@@ -106,7 +106,10 @@ def _log_above_the_bar() -> Iterator[None]:
 
 
 def forget_after(path: Path, key: str, place: int) -> None:
-    """Drop the lines after `place`: a resumed run writes them again. Also a half-written line."""
+    """Drop the lines after `place`: a resumed run writes them again. Also a half-written line.
+
+    Raises UserError for a file of that name which no run wrote.
+    """
     if not path.exists():
         return
     kept = []
@@ -116,6 +119,11 @@ def forget_after(path: Path, key: str, place: int) -> None:
                 kept.append(line + b"\n")
         except orjson.JSONDecodeError:
             break
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"A run would write to '{path}', which is another file of that name.",
+                "Choose another --work-dir, or rename the file.",
+            ) from error
     partial = path.with_name(path.name + ".tmp")
     partial.write_bytes(b"".join(kept))
     os.replace(partial, path)

@@ -10,11 +10,11 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from llava_tools.config import Settings, load_settings
 from llava_tools.errors import UserError, first_line
+from llava_tools.train.work_dir import check_work_dir
 
 log = logging.getLogger(__name__)
 
@@ -46,13 +46,14 @@ def launch(
     """
     if launcher not in LAUNCHERS:
         raise UserError(f"Unknown launcher '{launcher}'.", f"Known: {', '.join(LAUNCHERS)}.")
-    settings = load_settings(config, cfg_options, check_files=True)
-    settings = settings if seed is None else replace(settings, seed=seed)
+    options = [*cfg_options, *([] if seed is None else [f"seed={seed}"])]
+    settings = load_settings(config, options, check_files=True)
     if deepspeed:
         from llava_tools.train.zero_config import read_deepspeed_json
 
         read_deepspeed_json(deepspeed)
     folder = Path(work_dir or settings.work_dir or f"work_dirs/{Path(config).stem}")
+    check_work_dir(folder)
     sizes = read_sizes(os.environ)
     if launcher == "none" and sizes["NPROC_PER_NODE"] * sizes["NNODES"] > 1:
         from llava_tools.train.resume import find_start

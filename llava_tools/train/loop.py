@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -118,6 +119,8 @@ def train(run: Run, hooks: list[Hook]) -> None:
             run.loss_sum += loss_sum.detach() * (share / engine.world_size)
         run.lr = learning_rate(run.step, run.total_steps, settings)
         run.grad_norm = engine.step(run.lr)
+        if not math.isfinite(run.grad_norm):
+            raise diverged(run)
         run.step += 1
         run.stop = stop > 0
         count_seen(run.seen, window, engine.model.padding_free)
@@ -125,6 +128,16 @@ def train(run: Run, hooks: list[Hook]) -> None:
             hook(run)
         if run.stop:
             return
+
+
+def diverged(run: Run) -> UserError:
+    """Return the error for a gradient that is not finite: the weights are lost, so save nothing."""
+    return UserError(
+        f"The gradient of step {run.step + 1} is {run.grad_norm}: the weights are of no use any "
+        "more, and were not saved.",
+        "Go on from the last checkpoint with a smaller lr (--resume --cfg-options lr=...); where "
+        "it happens in the first step, the weights or the data are broken.",
+    )
 
 
 def weight(settings: Settings, own: float, tokens: float, window: int, world_size: int) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ from llava_tools.train.plot import plot_run
 from llava_tools.train.resume import as_begun, find_start, resume_from
 from llava_tools.train.skips import SKIPPED
 from llava_tools.train.trackers import trackers
+from llava_tools.train.work_dir import CONFIG, alone
 
 log = logging.getLogger(__name__)
 
@@ -63,9 +64,16 @@ def run_training(
         init_distributed()
     first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
     start = find_start(work_dir, resume)
+    work_dir.mkdir(parents=True, exist_ok=True)
+    with alone(work_dir) if first else nullcontext():
+        return _run(settings, work_dir, deepspeed, start, first)
+
+
+def _run(
+    settings: Settings, work_dir: Path, deepspeed: str | None, start: Path | None, first: bool
+) -> int:
     world_size = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     settings, began_with = as_begun(settings, start, world_size)
-    work_dir.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer(settings)
     image_processor = build_image_processor(settings)
     try:
@@ -100,7 +108,7 @@ def run_training(
 def _prepare(run: Run, *, resumed: bool) -> None:
     """Write what a work dir holds from the start; a resumed run keeps what it listed before."""
     checkpoint.remove_unfinished(run.work_dir)
-    dump_config(run.settings, run.work_dir / "config.py")
+    dump_config(run.settings, run.work_dir / CONFIG)
     for name, key, place in (("log", "step", run.step), ("samples", "iter", run.iteration)):
         forget_after(run.work_dir / f"{name}.jsonl", key, place)
     earlier = read_skipped(run.work_dir / SKIPPED) if resumed else {}

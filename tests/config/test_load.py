@@ -104,6 +104,7 @@ def test_a_config_may_be_json(tmp_path: Path) -> None:
     [
         ("lr = \n", "my.py, line 1: this config cannot be read (SyntaxError"),
         ("lr = 1 / 0\n", "this config cannot be read (ZeroDivisionError: division by zero)"),
+        ("import sys\nsys.exit(3)\n", "this config cannot be read (SystemExit: 3)"),
         (
             "from mmengine.config import read_base\nwith read_base():\n    from .nope import *\n",
             "nope",

@@ -77,6 +77,15 @@ def test_what_a_killed_save_left_is_no_checkpoint_and_is_cleared(tmp_path: Path)
     assert not list(tmp_path.glob("*.tmp"))
 
 
+def test_what_a_killed_save_had_set_aside_gets_its_name_back(tmp_path: Path) -> None:
+    for name in ("iter_5.pth.old", "iter_10.pth", "iter_10.pth.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "part").write_text(name)
+    checkpoint.remove_unfinished(tmp_path)
+    found = {path.name: (path / "part").read_text() for path in tmp_path.iterdir()}
+    assert found == {"iter_5.pth": "iter_5.pth.old", "iter_10.pth": "iter_10.pth"}
+
+
 def test_a_file_and_a_directory_may_follow_each_other(tmp_path: Path) -> None:
     (tmp_path / "iter_5.pth").mkdir()
     (tmp_path / "iter_5.pth" / "part").write_bytes(b"x")

@@ -7,16 +7,19 @@ import os
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from llava_tools.config import load_settings
 from llava_tools.constants import IGNORE_ID
 from llava_tools.data.packed import PackedRows, Row
 from llava_tools.errors import UserError
-from tests.train.runs import run, write_config
+from llava_tools.train.run import run_training
+from tests.train.runs import load, run, write_config
 
 
 def test_a_failing_sample_answer_does_not_end_the_run(parts: Path, tmp_path: Path) -> None:
@@ -50,6 +53,21 @@ def test_a_step_that_trains_nothing_is_an_error(
     monkeypatch.setattr(PackedRows, "row", masked)
     with pytest.raises(UserError, match="No token of step 1 is trained on.*\n.*data audit CONFIG"):
         run(tmp_path, parts)
+
+
+def test_a_run_that_diverges_ends_and_keeps_its_last_good_checkpoint(
+    parts: Path, tmp_path: Path
+) -> None:
+    changes = dict(max_epochs=9, save_steps=3, save_total_limit=1)
+    with pytest.raises(UserError, match="The gradient of step [2-9] is nan"):
+        run(tmp_path, parts, lr=1e30, max_norm=1e30, **changes)
+    assert not list((tmp_path / "work").glob("iter_*"))
+    work = tmp_path / "good"
+    settings = load_settings(str(write_config(tmp_path, parts, **changes)))
+    assert run_training(replace(settings, max_epochs=1), work) == 0
+    with pytest.raises(UserError, match="with a smaller lr"):
+        run_training(replace(settings, lr=1e30, max_norm=1e30), work, resume="auto")
+    assert torch.isfinite(next(iter(load(work / "iter_3.pth")["state_dict"].values()))).all()
 
 
 def test_a_large_seed(parts: Path, tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ def test_only_the_llms_layers_are_packed_and_place_leaves_them_alone(
     for name, layer in packed(model).items():
         assert layer.weight.dtype in (torch.uint8, torch.int8)
         assert torch.equal(layer.weight.data, before[name])
+        assert getattr(layer, "compute_dtype", torch.bfloat16) == torch.bfloat16
     floating = [p for p in model.parameters() if p.is_floating_point()]
     assert {p.dtype for p in floating if not p.requires_grad} == {torch.bfloat16}
     assert {p.dtype for p in floating if p.requires_grad} == {torch.float32}
