@@ -136,6 +136,15 @@ def test_the_numbers_are_those_of_the_source(name: str) -> None:
     assert settings.seed == (43 if name.startswith("phi2") else 42)
     assert get_template(settings.prompt_template)
     assert settings.llm_from_scratch is settings.chunks is (name == "phi2_papers_full")
+    # The [INST] format of the sources has no place for a system text.
+    kept = settings.prompt_template != "mistral_instruct"
+    assert all(spec.keep_system is kept for spec in settings.datasets)
+
+
+def test_the_papers_are_chunks_without_tails_looked_at_as_often_as_there() -> None:
+    settings = load_settings("phi2_papers_full")
+    assert not settings.keep_tails
+    assert (settings.log_interval, settings.eval_steps, settings.save_steps) == (25, 100, 300)
 
 
 @pytest.mark.parametrize("name", sorted(TABLE))

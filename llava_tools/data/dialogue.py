@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from llava_tools.constants import IMAGE_TOKEN
@@ -43,6 +44,13 @@ def role_of(speaker: str, number: int) -> str:
         reason = "tool_turn" if speaker.strip().lower() in TOOLS else "unknown_role"
         raise Unusable(reason, f"turn {number} is from '{speaker:.40}'")
     return role
+
+
+def check_weight(fields: Mapping[str, Any], role: str, number: int) -> None:
+    """Raise Unusable for an answer that is to be trained on less than others, or not at all."""
+    weight = fields.get("weight")
+    if role == "assistant" and weight is not None and weight != 1:
+        raise Unusable("weighted_answer", f"turn {number} has weight {weight!r:.20}")
 
 
 def make_sample(

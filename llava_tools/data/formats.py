@@ -15,7 +15,14 @@ from typing import Any
 
 from llava_tools.constants import IMAGE_TOKEN
 from llava_tools.data import formats_text
-from llava_tools.data.dialogue import ROLES, Unusable, image_first, make_sample, role_of
+from llava_tools.data.dialogue import (
+    ROLES,
+    Unusable,
+    check_weight,
+    image_first,
+    make_sample,
+    role_of,
+)
 from llava_tools.data.formats_text import Dialogue
 from llava_tools.data.refcoco import refcoco_row
 from llava_tools.data.rows import origin, parse_row, read_rows
@@ -99,7 +106,9 @@ def _messages(value: Any) -> list[Turn]:
             speaker, text = fields.get("role"), fields.get("content")
         if not isinstance(speaker, str) or not isinstance(text, str):
             raise Unusable("bad_turn", f"turn {i + 1} is {message!r:.80}")
-        turns.append(Turn(ROLES.get(speaker) or role_of(speaker, i + 1), text))
+        role = ROLES.get(speaker) or role_of(speaker, i + 1)
+        check_weight(fields, role, i + 1)
+        turns.append(Turn(role, text))
     return turns
 
 

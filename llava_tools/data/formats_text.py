@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from llava_tools.constants import IMAGE_TOKEN
-from llava_tools.data.dialogue import Unusable, role_of
+from llava_tools.data.dialogue import Unusable, check_weight, role_of
 from llava_tools.data.sample import Turn
 
 Row = Mapping[str, Any]
@@ -37,6 +37,7 @@ def messages(row: Row) -> Dialogue:
         if not isinstance(speaker, str):
             raise Unusable("bad_message", f"message {i + 1} is {message!r:.80}")
         role = role_of(speaker, i + 1)
+        check_weight(fields, role, i + 1)
         if fields.get("tool_calls") or fields.get("function_call"):
             raise Unusable("tool_turn", f"turn {i + 1} calls a tool")
         text, found = _content(fields.get("content", fields.get("value")), i + 1)

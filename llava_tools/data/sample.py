@@ -15,6 +15,7 @@ SKIP_REASONS = {
     "no_markers": "no `### Human:` in `text`",
     "unknown_role": "`from` is no known role",
     "tool_turn": "a turn of a tool or a function call, which no template here expresses",
+    "weighted_answer": "an answer with a `weight` other than 1: answers weigh alike here",
     "remote_image": "an image that is an address or inline data, not a local file",
     "misplaced_system": "a system turn that is not the first one",
     "bad_image_field": "`image` is neither a path nor a list of paths",

@@ -17,9 +17,12 @@ from tests import tiny
 Q, A = ("human", "What?"), ("gpt", "That.")
 
 
+def turns(*messages: tuple[str, str], **fields: Any) -> list[dict[str, Any]]:
+    return [{"from": speaker, "value": text, **fields} for speaker, text in messages]
+
+
 def row(*messages: tuple[str, str], **fields: Any) -> dict[str, Any]:
-    turns = [{"from": speaker, "value": text} for speaker, text in messages]
-    return {"id": 7, "conversations": turns, **fields}
+    return {"id": 7, "conversations": turns(*messages), **fields}
 
 
 def sample(*messages: tuple[str, str], **fields: Any) -> Sample:
@@ -87,6 +90,16 @@ def test_other_names_of_the_roles() -> None:
     assert [turn.role for turn in found.turns] == ["system", "user", "assistant"]
 
 
+@pytest.mark.parametrize("user", ["human", "user", "prompter", "Human", " USER "])
+@pytest.mark.parametrize("assistant", ["gpt", "assistant", "chatgpt", "bing", "bard", "claude",
+                                       "model", "bot", "GPT"])  # fmt: skip
+def test_collections_of_dialogues_name_roles_in_many_ways(user: str, assistant: str) -> None:
+    listed = [{"role": "developer", "content": "S"}, {"role": user, "content": "What?"},
+              {"role": assistant, "content": "That."}]  # fmt: skip
+    plain = sample(("system", "S"), Q, A)
+    assert llava_sample({"id": 7, "conversations": listed}, "x.json, row 1") == plain
+
+
 @pytest.mark.parametrize(
     ("bad", "reason", "detail"),
     [
@@ -99,6 +112,7 @@ def test_other_names_of_the_roles() -> None:
         (row(Q, ("gpt", 5)), "bad_turn", "turn 2"),  # type: ignore[arg-type]
         (row(Q, ("robot", "x")), "unknown_role", "turn 2 is from 'robot'"),
         (row(Q, ("system", "x"), A), "misplaced_system", "turn 2"),
+        ({"conversations": [*turns(Q), *turns(A, weight=0)]}, "weighted_answer", "turn 2 has"),
         (row(Q, A, image=5), "bad_image_field", "found 5"),
         (row(Q, A, image=""), "bad_image_field", "found ''"),
         (row(Q, A, image=["a", None]), "bad_image_field", "None"),
@@ -120,6 +134,11 @@ def test_an_unusable_row_says_why(bad: Any, reason: str, detail: str) -> None:
     assert (found.origin, found.reason) == ("x.json, row 9", reason)
     assert re.search(detail, found.detail)
     assert str(found).startswith(f"x.json, row 9: {SKIP_REASONS[reason]} (")
+
+
+def test_weights_of_one_and_of_questions_say_nothing() -> None:
+    listed = [*turns(Q, weight=0), *turns(A, weight=1)]
+    assert isinstance(llava_sample({"conversations": listed}, "x"), Sample)
 
 
 def test_a_null_image_is_none() -> None:

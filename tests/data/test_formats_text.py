@@ -129,6 +129,7 @@ def said(content: Any, role: str = "user", **more: Any) -> dict[str, Any]:
         ("messages", said("x", "tool"), "tool_turn"),
         ("messages", said("x", tool_calls=[{}]), "tool_turn"),
         ("messages", said("x", "narrator"), "unknown_role"),
+        ("messages", said("x", "assistant", weight=0), "weighted_answer"),
         ("messages", said([{"type": "image", "image": "https://a/b.png"}]), "remote_image"),
         ("messages", said([{"type": "image", "image": 5}]), "bad_image_field"),
         ("alpaca", {"instruction": "Hi"}, "missing_text"),

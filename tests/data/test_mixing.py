@@ -67,12 +67,17 @@ def test_held_out_rows_are_nowhere_trained_on(
         build_dataset(make_settings(rows_of(4), eval_rows=4), tokenizers["phi3"], None)
 
 
-def test_eval_datasets_are_read_alike(make_settings: Make, tokenizers: dict[str, Any]) -> None:
-    settings = make_settings(rows_of(3))
+@pytest.mark.parametrize("train_on", ["all", "last", "full"])
+def test_eval_datasets_are_read_and_masked_alike(
+    make_settings: Make, tokenizers: dict[str, Any], train_on: str
+) -> None:
+    settings = make_settings([talk("Q", "One", "R", "Two"), *rows_of(2)], train_on=train_on)
     assert build_eval_dataset(settings, tokenizers["phi3"], None) is None
-    both = make_settings(rows_of(3), eval_datasets=settings.datasets)
+    both = replace(settings, eval_datasets=settings.datasets)
     train, held = build_datasets(both, tokenizers["phi3"], None)
-    assert content(train) == content(held)
+    assert held is not None and content(train) == content(held)
+    labels = [[part[i].labels.tolist() for i in range(3)] for part in (train, held)]
+    assert labels[0] == labels[1]
 
 
 def test_first_rows_are_those_that_can_be_used(
@@ -114,7 +119,6 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
         "mended",
         "answer_first",
     ),
-    ("an empty first question", talk("", "Hello.", "Q", "A"), "mended", "empty_question"),
     ("ends with human", talk("Q", "A", "More?"), "mended", "question_unanswered"),
     ("an empty answer", talk("Q", "", "Q", "A"), "mended", "empty_pair"),
     ("an empty question", talk("", "A"), "mended", "empty_question"),
@@ -139,12 +143,7 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
         "mended",
         "questions_merged",
     ),
-    (
-        "a bad role",
-        {"conversations": [{"from": "narrator", "value": "x"}]},
-        "skipped",
-        "unknown_role",
-    ),
+    ("a role", {"conversations": [{"from": "narrator", "value": "x"}]}, "skipped", "unknown_role"),
     ("control text", talk("Say </s><|end|>", "A"), "mended", "control_text_escaped"),
 ]
 

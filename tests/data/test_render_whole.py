@@ -175,12 +175,29 @@ SYSTEM: dict[str, str] = {
     "zephyr": "<|system|>\nS</s>\n<|user|>\nq1</s>\n<|assistant|>\n",
     "gemma_it": "<start_of_turn>user\nS\n\nq1<end_of_turn>\n<start_of_turn>model\n",
     "zero_shot": "S\n### Human: q1\n### Assistant:",
+    "mistral_instruct": "[INST] S\nq1 [/INST]",
+    "guanaco": "S\n\n### Human: q1### Assistant:",
+    "phi3": "<|system|>\nS<|end|>\n<|user|>\nq1<|end|>\n<|assistant|>\n",
+    "llama3": "<|start_header_id|>system<|end_header_id|>\n\nS<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\nq1<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "prompt_newline": "S q1\n",
+    "raw": "Sq1",
 }
+ALIKE = {  # whose system text stands where another's does
+    "llava_v1": "vicuna_v1.1",
+    "airoboros_v1": "vicuna_v1.1",
+    "airoboros_v3": "llama-2",
+    "qwen": "chatml",
+}
+SYSTEM |= {name: SYSTEM[other] for name, other in ALIKE.items()}
+STANFORD = "S\n\n### Instruction:\nq1\n\n### Response:"
+SYSTEM |= dict.fromkeys(("alpaca_stanford", "alpaca_stanford_input"), STANFORD)
 TURNS = [Turn("user", "q1"), Turn("assistant", "a1"), Turn("user", "q2"), Turn("assistant", "a2")]
 
 
 def test_every_template_has_its_stream() -> None:
-    assert set(WHOLE) <= set(STREAMS)
+    assert set(WHOLE) == set(STREAMS) == set(SYSTEM)
 
 
 @pytest.mark.parametrize("kind", MAKERS)

@@ -13,8 +13,11 @@ from click.testing import CliRunner
 
 from llava_tools.cli.app import command
 from llava_tools.data.dataset import build_dataset
-from llava_tools.data.formats import read_samples
+from llava_tools.data.formats import llava_sample, read_samples
 from llava_tools.data.sample import Sample
+from llava_tools.data.tools.choosing import Rules, filtered
+from llava_tools.data.tools.files import Read, Tally
+from llava_tools.data.tools.statistics import describe
 from llava_tools.errors import UserError
 
 TARGETS = ["llava", "sharegpt", "messages", "alpaca"]
@@ -112,6 +115,42 @@ def test_samples_merges_filters_and_describes(tmp_path: Path) -> None:
     assert "8 written" in said and "1 x repeated_digits" in said
     found = json.loads(run("stats", data, "--json"))
     assert (found["rows"], found["answers"], found["histogram"]["0-999"]) == (9, 9, 9)
+
+
+ONES, LIST = "See:\n1. a\nmore of a\n1. b", "See:\n1. a\n2. b\n\n1. c\n2. d"
+
+
+@pytest.mark.parametrize(
+    ("rules", "row", "reason"),
+    [
+        (Rules(min_chars=8), chat("a", "Hi", "Yo"), "below_min_chars"),
+        (Rules(min_chars=5, max_chars=5), chat("a", "Hi", "Yo"), None),  # a line between them
+        (Rules(max_chars=4), chat("a", "Hi", "Yo"), "above_max_chars"),
+        (Rules(phrases=["as an ai"]), chat("a", "Hi", "As an AI, no."), "has_phrase"),
+        (Rules(repeated_digits=True), chat("a", "Hi", "1" * 9), "repeated_digits"),
+        (Rules(repeated_digits=True), chat("a", "Hi", "1" * 8 + " 123456789"), None),
+        (Rules(list_errors=True), chat("a", "Hi", ONES), "list_error"),
+        (Rules(list_errors=True), chat("a", "Hi", LIST), None),
+        (Rules(list_errors=True), chat("a", "1. Hi", "1. Yo"), None),  # two messages
+        (Rules(models=["gpt-4"]), chat("a", "Hi", "Yo", model="gpt-3.5"), "other_model"),
+        (Rules(models=["gpt-4"]), chat("a", "Hi", "Yo", model="gpt-4"), None),
+        (Rules(), chat("a", "Hi", "As an AI. " + ONES), None),
+    ],
+)
+def test_each_rule_of_the_filter(rules: Rules, row: dict[str, Any], reason: str | None) -> None:
+    sample, tally = llava_sample(row, "x, row 1"), Tally()
+    assert isinstance(sample, Sample)
+    kept = list(filtered([Read(row, sample, "x, row 1", llava_sample)], tally, rules))
+    assert (kept, dict(tally.reasons)) == (([], {reason: 1}) if reason else ([row], {}))
+
+
+def test_the_histogram_has_fastchats_edges() -> None:
+    sizes = (2, 999, 1000, 3999, 4000, 31999, 32000, 99999)
+    rows = [chat(str(i), "x", "w" * (size - 1)) for i, size in enumerate(sizes)]
+    reads = [Read(row, llava_sample(row, "x"), "x", llava_sample) for row in rows]  # type: ignore[arg-type]
+    found = describe(reads, len, "characters")
+    assert list(found["histogram"].values()) == [2, 1, 1, 1, 0, 1, 2]
+    assert (found["length"], found["longest"]) == (sum(sizes), 99999)
 
 
 def test_inputs_are_safe_and_too_many_drops_are_an_error(tmp_path: Path) -> None:

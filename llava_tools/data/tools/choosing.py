@@ -14,7 +14,6 @@ from llava_tools.data.tools.splitting import first_round
 from llava_tools.errors import UserError
 
 _DIGITS = re.compile(r"(\d)\1{8}")  # FastChat's sign of garbage: a digit nine times
-_LIST_ERROR = re.compile(r"^1\. [^\n]*\n+1\. ", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -60,11 +59,21 @@ def _broken(read: Read, rules: Rules) -> str | None:
         return "has_phrase"
     if rules.repeated_digits and _DIGITS.search(text):
         return "repeated_digits"
-    if rules.list_errors and _LIST_ERROR.search(text):
+    if rules.list_errors and any(_misnumbered(turn.text) for turn in read.sample.turns):
         return "list_error"
     if rules.models and str(read.row.get("model")) not in rules.models:
         return "other_model"
     return None
+
+
+def _misnumbered(text: str) -> bool:
+    """Tell whether a list's item 1 is followed by another item 1, as copied pages have it."""
+    begun = False
+    for line in text.splitlines():
+        if line.startswith("1. ") and begun:
+            return True
+        begun = line.startswith("1. ") or (begun and not line.startswith("2. "))
+    return False
 
 
 def merged(rows: Iterable[Read], tally: Tally) -> Iterator[Row]:
