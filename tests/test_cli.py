@@ -173,6 +173,40 @@ def test_a_full_disk_is_no_bug(
     assert "Free some space" in lines[1]
 
 
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["config", "copy", RECIPE, "file"], "Error: File exists: file"),
+        (["config", "copy", RECIPE, "file/below"], "Error: Not a directory: file/below"),
+        (
+            ["config", "from-args", "-o", "no/where.py", "--", "--model_name_or_path", "a"]
+            + ["--data_path", "b"],
+            "Error: No such file or directory: no/where.py",
+        ),
+    ],
+)
+def test_a_path_that_cannot_be_written_is_no_bug(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    command: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    assert run(command) == 2
+    assert message in error_lines(capsys)
+
+
+def test_a_path_error_without_a_path_is_a_bug(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+    monkeypatch.setattr(llava_tools.config, "recipes", raising(lost))
+    assert run(["config", "list"]) == 1
+    assert "a bug" in error_lines(capsys)[0]
+
+
 def test_the_log_goes_to_stderr_and_only_while_a_command_runs(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,14 @@ SYSTEM_ERRORS = {
     errno.EROFS: "This disk is read-only: write somewhere else.",
     errno.ENAMETOOLONG: "Choose a shorter name.",
 }
+# The same, where the error names the path; without one it is a fault of ours.
+PATH_ERRORS = {
+    errno.ENOENT: "Check this path; its folder may not be there.",
+    errno.ENOTDIR: "A part of this path is a file: choose another one.",
+    errno.EISDIR: "This is a folder: name a file.",
+    errno.EEXIST: "This is a file already: choose another name.",
+    errno.ELOOP: "The links in this path lead in a circle: mend them.",
+}
 
 
 # Device files without which there is no GPU that torch calls CUDA (NVIDIA, Jetson, AMD, WSL).
@@ -106,10 +114,12 @@ def _explain(error: Exception) -> int:
     if hasattr(error, "format_message"):  # click's usage errors, wherever typer keeps them
         _say(f"Error: {_usage_message(error)}", _usage_hint(error))
         return 2
-    if isinstance(error, OSError) and error.errno in SYSTEM_ERRORS:
-        place = f": {error.filename}" if error.filename else ""
-        _say(f"Error: {error.strerror}{place}", SYSTEM_ERRORS[error.errno])
-        return 2
+    if isinstance(error, OSError):
+        hints = SYSTEM_ERRORS | (PATH_ERRORS if error.filename else {})
+        if error.errno in hints:
+            place = f": {error.filename}" if error.filename else ""
+            _say(f"Error: {error.strerror}{place}", hints[error.errno])
+            return 2
     _say(
         f"This is a bug in llava-tools: {type(error).__name__}: {error}",
         "Run the command again with --debug to see where, and please report it.",
