@@ -39,6 +39,7 @@ MAY_IMPORT = {
 }
 HEAVY = ["torch", "transformers", "deepspeed", "matplotlib", "sklearn", "mmengine", "rich", "PIL"]
 LIGHT = ["llava_tools.cli.app", "llava_tools.config", "llava_tools.errors", "llava_tools.constants"]
+LIGHT += ["llava_tools.curate.selection", "llava_tools.curate.merging"]  # rows are chosen at once
 
 
 def files() -> Iterator[tuple[str, Path]]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 from llava_tools.constants import IMAGE_TOKEN_ID
 from llava_tools.curate.losses import Pixels, positions, prompt_states, span_losses
+from llava_tools.curate.ratios import exponential, finite, ratios
 from llava_tools.curate.rows import Example, Row
 from llava_tools.curate.score_log import Record, Vectors
 from llava_tools.curate.scorer import Scorer
@@ -84,28 +84,6 @@ def _open(scorer: Scorer, paths: Sequence[str]) -> Pixels | str:
     return [scorer.processor(image, scorer.pad_to_square) for image in images]
 
 
-def ratios(loss: float, direct: float, text: float | None = None) -> Record:
-    """Return the scores of mean losses: with question (and images), without, without the images."""
-    scores: Record = {"loss": _finite(loss), "direct_loss": _finite(direct)}
-    scores |= {"ppl": _exp(loss), "direct_ppl": _exp(direct)}
-    scores |= {"ifd_loss": _ratio(loss, direct), "ifd_ppl": _exp(loss - direct)}
-    if text is not None:
-        scores |= {"text_loss": _finite(text), "ifd_image": _ratio(loss, text)}
-    return scores
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _exp(value: float) -> float | None:
-    return math.exp(value) if value < 700 else None  # beyond a double's reach; NaN compares false
-
-
-def _ratio(value: float, other: float) -> float | None:
-    return _finite(value / other) if other else None
-
-
 def pre_records(scorer: Scorer, rows: Sequence[Row]) -> list[Made]:
     """Return the perplexity of each row's prompt and the mean of its last hidden states."""
     planned = [(_record(row), _plan(scorer, row.example, prompt_streams)) for row in rows]
@@ -120,7 +98,7 @@ def pre_records(scorer: Scorer, rows: Sequence[Row]) -> list[Made]:
             continue
         total, count, vector = next(states)
         loss = total / count
-        record |= {"loss": _finite(loss), "ppl": _exp(loss), "prompt_tokens": count}
+        record |= {"loss": finite(loss), "ppl": exponential(loss), "prompt_tokens": count}
         made.append((record, vector))
     return made
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from llava_tools.curate.records import ratios
+from llava_tools.curate.ratios import ratios
 from llava_tools.curate.score_log import Record, Vectors, read_log, read_vectors
 from llava_tools.errors import UserError
 
