@@ -158,10 +158,10 @@ def end_tokens(source: Source) -> list[int]:
 
 def _built_tokenizer(folder: Path) -> str:
     """Return tokenizer.json for a folder that has only a SentencePiece model."""
-    from transformers import AutoTokenizer
+    from llava_tools.model.load import load_tokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = load_tokenizer(folder)
         text: str = tokenizer.backend_tokenizer.to_str(pretty=True)
     except Exception as error:  # sentencepiece, protobuf or the file itself may be at fault
         raise UserError(

@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    LlamaTokenizer,
     PreTrainedTokenizerFast,
 )
 
@@ -30,6 +31,7 @@ from llava_tools.model.vision import (
     load_strictly,
 )
 
+LLAMAS = ("llama", "mistral", "mixtral")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -42,13 +44,24 @@ def load_tokenizer(name_or_path: str | Path, *, trust_remote_code: bool = False)
     try:
         if (Path(name_or_path) / "tokenizer.json").is_file():
             return PreTrainedTokenizerFast.from_pretrained(name_or_path)
-        return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+        kind = LlamaTokenizer if _is_bare_llama(Path(name_or_path)) else AutoTokenizer
+        return kind.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
     except Exception as error:  # the tokenizers library raises bare Exception on a broken file
         raise UserError(
             f"No usable tokenizer at '{name_or_path}': {first_line(error)}",
             _remote_code_hint(error)
             or "Give a model folder with tokenizer.json, or a hub id that is downloaded already.",
         ) from error
+
+
+def _is_bare_llama(folder: Path) -> bool:
+    """Tell whether a folder has Llama's tokenizer.model and nothing that says how to read it.
+
+    transformers would then leave out the space that SentencePiece puts in front of a text.
+    """
+    if (folder / "tokenizer_config.json").is_file() or not (folder / "tokenizer.model").is_file():
+        return False
+    return AutoConfig.from_pretrained(folder).model_type in LLAMAS
 
 
 def load_llm_config(

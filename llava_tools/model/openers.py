@@ -14,7 +14,7 @@ from llava_tools.model.assembly import Source, assemble, from_whole, read_notes
 from llava_tools.model.base_mark import check_base, saved_mark
 from llava_tools.model.keymap import convert
 from llava_tools.model.lazy import LazyTensor
-from llava_tools.model.lora import whole_of
+from llava_tools.model.lora import factors_of, whole_of
 from llava_tools.model.parts import (
     Part,
     projector_config,
@@ -102,6 +102,22 @@ def open_pth(path: Path, config: str | None, overrides: Sequence[str]) -> Source
         "pad_image_to_square": any(spec.pad_image_to_square for spec in settings.datasets),
     }
     return assemble(path, "pth", llm, vision, projector, notes, tower)
+
+
+def factors_apart(source: Source, config: str | None) -> tuple[Source, Adapter | None]:
+    """Return a checkpoint's model without the LLM's factors, and those: as QLoRA trained them.
+
+    Merged into weights that are packed afterwards, a small change would be rounded away.
+    """
+    path = checkpoint_path(source.path)
+    settings = settings_of(path, config)
+    found = factors_of(read_checkpoint(path), f"'{path}'")
+    factors = {target: pair for target, pair in found.items() if target.startswith("llm.")}
+    if not factors:
+        return source, None
+    base = read_llm(settings.llm_name_or_path).tensors
+    tensors = {**source.tensors, **{target: base[target] for target in factors}}
+    return replace(source, tensors=tensors), Adapter(path, dict(settings.llm_lora or {}), factors)
 
 
 def open_xtuner(path: Path, config: str | None, overrides: Sequence[str]) -> Source:

@@ -14,12 +14,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava_tools.errors import UserError
+from huggingface_hub.errors import StrictDataclassError
+
+from llava_tools.errors import UserError, first_line
 from llava_tools.model.adapted import base_of, is_adapter, read_llm_adapter, with_adapter
 from llava_tools.model.adapters import Adapter
 from llava_tools.model.assembly import NOTES, Source, assemble
 from llava_tools.model.lazy import LazyTensor
-from llava_tools.model.openers import open_hf, open_llava, open_pth, open_xtuner
+from llava_tools.model.openers import factors_apart, open_hf, open_llava, open_pth, open_xtuner
 from llava_tools.model.parts import read_llm, read_projector, read_vision, resolve_folder
 from llava_tools.model.trained import SUFFIXES, read_checkpoint
 from llava_tools.model.weights import read_json
@@ -35,6 +37,13 @@ __all__ = [
     "open_source",
     "read_checkpoint",
 ]
+
+
+# What values of other kinds than a config's should be end in, in our hands or transformers'.
+_WRONG_VALUES = (
+    *(ArithmeticError, AttributeError, LookupError, TypeError, ValueError),
+    StrictDataclassError,
+)
 
 
 def detect(path: str | Path) -> str:
@@ -71,9 +80,12 @@ def detect(path: str | Path) -> str:
 
 
 def _no_model(path: Path, found: str) -> UserError:
+    saved = sorted(path.glob("iter_*.pth"), key=lambda file: file.stat().st_mtime)
     return UserError(
         f"'{path}' is no LLaVA that is known here: {found}.",
-        "Expected a checkpoint (iter_N.pth), or a folder in the xtuner, llava or hf format.",
+        f"Give one of its checkpoints, for example {saved[-1]}."
+        if saved
+        else "Expected a checkpoint (iter_N.pth), or a folder in the xtuner, llava or hf format.",
     )
 
 
@@ -88,14 +100,24 @@ def open_source(
     Raises UserError when it cannot be recognised, or is incomplete.
     """
     path = _local(path)
+    try:
+        return _opened(path, config, overrides)
+    except _WRONG_VALUES as error:
+        raise UserError(
+            f"'{path}' cannot be opened: {type(error).__name__}: {first_line(error)}",
+            "A value in one of its config files is missing or of a wrong kind; copy it again.",
+        ) from error
+
+
+def _opened(path: Path, config: str | None, overrides: Sequence[str]) -> Source:
     kind = detect(path)
     if kind == "adapter":
         return open_adapted(path)[0]
     if kind == "pth":
-        return open_pth(Path(path), config, overrides)
+        return open_pth(path, config, overrides)
     if kind == "xtuner":
-        return open_xtuner(Path(path), config, overrides)
-    return open_llava(Path(path)) if kind == "llava" else open_hf(Path(path))
+        return open_xtuner(path, config, overrides)
+    return open_llava(path) if kind == "llava" else open_hf(path)
 
 
 def open_adapted(
@@ -112,7 +134,8 @@ def open_adapted(
     """
     local = _local(path)
     if adapter is None and detect(local) != "adapter":
-        return open_source(local, config), None
+        source = open_source(local, config)
+        return factors_apart(source, config) if apart and source.format == "pth" else (source, None)
     held = read_llm_adapter(local if adapter is None else _local(adapter))
     base = open_source(base_of(held)) if adapter is None else open_source(local, config)
     return with_adapter(base, held, apart=apart), held if apart else None

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from llava_tools.config import Settings
+from llava_tools.data.codec import codec_of
 from llava_tools.data.images import ImageProcessor
 from llava_tools.data.prepare import Limits
 from llava_tools.data.templates import check_template, get_template
@@ -40,6 +41,30 @@ def build_tokenizer(settings: Settings) -> Any:
     )
     check_template(get_template(settings.prompt_template), tokenizer)
     return tokenizer
+
+
+def check_vocabulary(settings: Settings, tokenizer: Any) -> None:
+    """Check that the LLM has embeddings of the tokens that the template writes.
+
+    Raises UserError: tokens may have been added to a tokenizer, and the model left as it was.
+    """
+    config = load_llm_config(
+        settings.llm_name_or_path, trust_remote_code=settings.trust_remote_code
+    )
+    rows = getattr(config, "vocab_size", None)
+    codec, template = codec_of(tokenizer), get_template(settings.prompt_template)
+    own = str(getattr(tokenizer, "chat_template", "")) if template.from_tokenizer else ""
+    texts = [*template.control, *codec.token_texts.values()]
+    texts += [text for text in codec.control_tokens if text in own]
+    for text in texts:
+        number = codec.control_tokens.get(text)
+        if rows and number is not None and number >= rows:
+            raise UserError(
+                f"'{settings.llm_name_or_path}' has {rows} embeddings, but '{text}' of the prompt "
+                f"template '{settings.prompt_template}' is token {number}.",
+                "Call resize_token_embeddings(len(tokenizer)) on the model and save it, or choose "
+                "another prompt_template.",
+            )
 
 
 def build_image_processor(settings: Settings) -> ImageProcessor | None:

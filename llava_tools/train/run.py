@@ -31,6 +31,7 @@ from llava_tools.train.build import (
     build_limits,
     build_model,
     build_tokenizer,
+    check_vocabulary,
 )
 from llava_tools.train.engine import Engine
 from llava_tools.train.evaluate import eval_hook
@@ -75,6 +76,7 @@ def _run(
     world_size = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     settings, began_with = as_begun(settings, start, world_size)
     tokenizer = build_tokenizer(settings)
+    check_vocabulary(settings, tokenizer)
     image_processor = build_image_processor(settings)
     try:
         dataset, held_out = build_datasets(

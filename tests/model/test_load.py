@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from llava_tools.data.codec import codec_of
 from llava_tools.errors import UserError
 from llava_tools.model.load import load_assistant, load_llm, load_tokenizer
 from llava_tools.model.vision import load_visual_encoder, read_num_patches
@@ -83,6 +86,35 @@ def test_a_byte_level_tokenizer_keeps_its_spaces_under_any_class_name(
     tokenizer = load_tokenizer(folder)
     text = "What is\n\nin the picture?"
     assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
+
+
+@pytest.mark.parametrize("legacy", [None, False, True])
+def test_a_sentencepiece_model_alone_is_read_as_it_is_meant(
+    tmp_path: Path, legacy: bool | None
+) -> None:
+    """As MobileLLaMA and Vicuna come, without a tokenizer.json; one even without its config."""
+    file = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(tiny.CORPUS),
+        model_writer=file,
+        model_type="bpe",
+        vocab_size=400,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    (tmp_path / "tokenizer.model").write_bytes(file.getvalue())
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    if legacy is not None:
+        special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+        config = {"tokenizer_class": "LlamaTokenizer", "legacy": legacy, **special}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=file.getvalue())
+    tokenizer = load_tokenizer(tmp_path)
+    for text in ("A chat", "cat dog ", "USER: What is ünknown?", "A. one\nB. two\n"):
+        assert codec_of(tokenizer).encode(text) == theirs.encode(text), text
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (1, 2)
 
 
 @pytest.mark.parametrize("name", ["nobody/nothing", "/no/such/folder"])

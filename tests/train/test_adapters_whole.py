@@ -94,3 +94,24 @@ def test_a_towers_biases_too(parts: Path, tmp_path: Path) -> None:
             assert torch.allclose(kept, tensor, atol=1e-6), name
         changed += name.endswith("bias") and not torch.equal(before[name], tensor)
     assert changed > 10
+
+
+@pytest.mark.parametrize("option", [{}, {"bias": "all", "modules_to_save": ["lm_head"]}], ids=str)
+def test_in_four_bits_the_factors_stay_beside_them(
+    parts: Path, tmp_path: Path, option: dict[str, Any]
+) -> None:
+    """As QLoRA trained them: merged first, a small change would be rounded away."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    packed = {"bits": 4, "quant_type": "nf4", "double_quant": True}
+    made, model = finished(
+        *(tmp_path / "run", parts),
+        visual_encoder_name_or_path=None,
+        llm_name_or_path=str(parts / "qwen2"),
+        prompt_template="chatml",
+        llm_lora={"r": 4, "lora_alpha": 6, **option},
+        llm_quantization=packed,
+    )
+    found = load_assistant(made, dtype="fp32", quantization=packed).model.llm
+    assert torch.allclose(logits(found), logits(model.llm), atol=1e-5)
+    plain = load_assistant(parts / "qwen2", quantization=packed, template="chatml").model.llm
+    assert not torch.allclose(logits(plain), logits(model.llm), atol=1e-2)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llava_tools.config import load_settings
 from llava_tools.data.collate import Example, collate
@@ -177,3 +177,21 @@ def test_training_leaves_out_rows_beyond_the_models_context(parts: Path, tmp_pat
     assert run_training(load_settings(str(path)), tmp_path / "work") == 0
     (skip,) = (tmp_path / "work" / "skipped.jsonl").read_text().splitlines()
     assert json.loads(skip)["reason"] == "beyond_context"
+
+
+@pytest.mark.parametrize("template", ["phi3_chat", "tokenizer"])
+def test_a_template_whose_tokens_have_no_embeddings_is_refused(
+    parts: Path, tmp_path: Path, template: str
+) -> None:
+    """As where tokens were added to a tokenizer, and the model was left as it was."""
+    shutil.copytree(parts / "phi3", tmp_path / "llm")
+    rows = AutoTokenizer.from_pretrained(parts / "phi3").convert_tokens_to_ids("<|end|>")
+    file = tmp_path / "llm/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"vocab_size": rows}))
+    own = tmp_path / "llm/tokenizer_config.json"
+    said = "{% for m in messages %}{{ '<|user|>' + m.content + '<|end|>' }}{% endfor %}"
+    own.write_text(json.dumps(json.loads(own.read_text()) | {"chat_template": said}))
+    changes = {"llm_name_or_path": str(tmp_path / "llm"), "prompt_template": template}
+    settings = load_settings(str(write_config(tmp_path, parts, **changes)))
+    with pytest.raises(UserError, match=rf"has {rows} embeddings, but '<.*>' of the prompt"):
+        run_training(settings, tmp_path / "work")
