@@ -206,12 +206,16 @@ def convert(
 
     check_beside("--dataset-info", dataset_info, [*files, out], overwrite=overwrite)
 
+    fields: set[str] = set()
+
     def made(rows: Any, tally: Tally) -> Any:
-        return converting.convert(rows, tally, to)
+        for row in converting.convert(rows, tally, to):
+            fields.update(row)
+            yield row
 
     Output(format, report, max_dropped, overwrite, as_json).write(files, out, made)
     if dataset_info:
-        entry = converting.dataset_info(out.stem, out.name, to)
+        entry = converting.dataset_info(out.stem, out.name, to, fields)
         write_beside(dataset_info, json.dumps(entry, indent=2) + "\n")
 
 

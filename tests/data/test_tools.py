@@ -99,9 +99,31 @@ def test_converted_rows_have_the_same_turns_and_train(
     name = "llava" if target == "sharegpt" else target
     turns = [s.turns for s in read_samples(out, name) if isinstance(s, Sample)]
     assert turns == [s.turns for s in read_samples(data) if isinstance(s, Sample)]
-    assert json.loads((tmp_path / "dataset_info.json").read_text())["out"]["columns"]
+    columns = json.loads((tmp_path / "dataset_info.json").read_text())["out"]["columns"]
+    assert columns and set(columns.values()) <= set(json.loads(out.read_text())[0])
     settings = make_settings(data_path=str(out), format=name)
     assert len(build_dataset(settings, tokenizers["phi3"], None)) == 4
+
+
+def test_llama_factory_is_told_of_the_columns_that_there_are(tmp_path: Path) -> None:
+    """It fails at one that is in no row, and passes over one that it is not told of."""
+    plain = {"instruction": "Add these.", "input": "1 2", "output": "3"}
+    led = {"instruction": "Hi.", "input": "", "output": "Ho.", "system": "Be short."}
+    seen = {"image": "a.png"} | chat("a", "<image>\nWhat?", "A cat.")
+    alpaca = {"prompt": "instruction", "query": "input", "response": "output"}
+    cases: list[tuple[str, list[Any], dict[str, str]]] = [
+        ("alpaca", [plain], alpaca),
+        ("alpaca", [plain, led], alpaca | {"system": "system"}),
+        ("llava", [plain], {"messages": "conversations"}),
+        ("llava", [seen], {"messages": "conversations", "images": "image"}),
+    ]
+    for number, (target, rows, columns) in enumerate(cases):
+        data, out = write(tmp_path / f"in{number}.jsonl", *rows), tmp_path / f"o{number}.jsonl"
+        told = tmp_path / f"info{number}.json"
+        more = ["--format", "llava" if "image" in rows[0] else "alpaca"]
+        run("convert", data, out, "--to", target, "--dataset-info", told, *more)
+        assert json.loads(told.read_text())[out.stem]["columns"] == columns
+        assert target != "alpaca" or lines(out) == rows  # the input stays apart
 
 
 def test_samples_merges_filters_and_describes(tmp_path: Path) -> None:

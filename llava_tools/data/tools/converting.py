@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
+from llava_tools.data.formats import get_format
 from llava_tools.data.sample import Sample
 from llava_tools.data.tools.files import Read, Row, Tally
 from llava_tools.errors import UserError, did_you_mean
@@ -26,6 +27,7 @@ def convert(rows: Iterable[Read], tally: Tally, target: str) -> Iterator[Row]:
             tally.drop(read.origin, reason, read.sample.id)
             continue
         row = write(read.sample)
+        row = _with_input(row, read) if target == "alpaca" else row
         known = {"id", "image", "conversations", "messages", "system", "instruction", "input"}
         lost = sorted(set(read.row) - set(row) - known - {"output", "text"})
         if lost:
@@ -33,18 +35,35 @@ def convert(rows: Iterable[Read], tally: Tally, target: str) -> Iterator[Row]:
         yield ({"id": read.row["id"]} if "id" in read.row else {}) | row
 
 
-def dataset_info(name: str, file: str, target: str) -> dict[str, Any]:
-    """Return LLaMA-Factory's entry; all columns are listed, for those that are not are ignored."""
-    if target == "alpaca":
-        columns = {"prompt": "instruction", "query": "input", "response": "output"}
-        return {name: {"file_name": file, "columns": columns | {"system": "system"}}}
-    tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user"}
-    tags |= {"assistant_tag": "assistant", "system_tag": "system"}
-    entry: dict[str, Any] = {"file_name": file, "formatting": "sharegpt"}
-    if target == "messages":
-        return {name: entry | {"columns": {"messages": "messages"}, "tags": tags}}
-    columns = {"messages": "conversations"}
-    return {name: entry | {"columns": columns | ({"images": "image"} if target == "llava" else {})}}
+def dataset_info(name: str, file: str, target: str, fields: Collection[str]) -> dict[str, Any]:
+    """Return LLaMA-Factory's entry for rows with these fields.
+
+    It ignores a column that is not listed, and fails at one that is listed and in no row.
+    """
+    columns = {column: key for column, key in COLUMNS[target].items() if key in fields}
+    entry: dict[str, Any] = {"file_name": file}
+    entry |= {} if target == "alpaca" else {"formatting": "sharegpt"}
+    return {name: entry | {"columns": columns} | ({"tags": TAGS} if target == "messages" else {})}
+
+
+COLUMNS = {
+    "alpaca": {
+        "prompt": "instruction",
+        "query": "input",
+        "response": "output",
+        "system": "system",
+    },
+    "sharegpt": {"messages": "conversations"},
+    "messages": {"messages": "messages"},
+    "llava": {"messages": "conversations", "images": "image"},
+}
+TAGS = {
+    "role_tag": "role",
+    "content_tag": "content",
+    "user_tag": "user",
+    "assistant_tag": "assistant",
+    "system_tag": "system",
+}
 
 
 def _turns(sample: Sample) -> Row:
@@ -63,6 +82,14 @@ def _alpaca(sample: Sample) -> Row:
     texts = {turn.role: turn.text for turn in sample.turns}
     row = {"instruction": texts["user"], "input": "", "output": texts["assistant"]}
     return row | ({"system": texts["system"]} if "system" in texts else {})
+
+
+def _with_input(row: Row, read: Read) -> Row:
+    """Keep the input of an Alpaca row apart, as it came."""
+    kept = row | {key: read.row.get(key) for key in ("instruction", "input")}
+    sample = get_format("alpaca")(kept, read.origin)
+    same = isinstance(sample, Sample) and sample.turns == read.sample.turns
+    return kept if same and kept["input"] else row
 
 
 def _text_only(sample: Sample) -> str | None:
