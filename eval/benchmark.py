@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 
 from llava_tools.errors import UserError, did_you_mean
+from llava_tools.eval.boxes import Box
 from llava_tools.eval.intervals import Tallies, bootstrap, intervals
 from llava_tools.eval.pictures import Index, Picture
 from llava_tools.eval.tsv import Row
@@ -108,6 +109,8 @@ class Benchmark:
     published: Mapping[str, str] = field(default_factory=dict)  # md5 -> name of a known file
     # What the bootstrap draws, for scores that are no mean over independent questions.
     tallies: Callable[[Sequence[tuple[Question, Verdict]], str], Tallies] | None = None
+    # (question, answer, protocol) -> the right box and the answer's, in fractions of the sides.
+    boxes: Callable[[Question, str, str], tuple[Box, Box | None]] | None = None
 
 
 def get_benchmark(name: str) -> Benchmark:

@@ -166,6 +166,14 @@ def score(questions: Sequence[Question], answers: Mapping[Index, str], protocol:
     return replace(scores, counts={**scores.counts, "splits": splits})
 
 
+def boxes(question: Question, answer: str, protocol: str) -> tuple[Box, Box | None]:
+    """Return the right box and the answer's, in fractions of the image's sides, to draw them."""
+    rule, (box, size) = RULES[protocol], _gold(question.row)
+    said = rule.read(answer, size)
+    whole = rule.gold((0, 0, *size), size)[2:]  # the far corner, in the rule's unit
+    return in_fractions(box, size), None if said is None else in_fractions(said, whole)
+
+
 def _part(rows: Rows, *, shares: Mapping[Index, float]) -> Part:
     def metrics(some: Rows) -> dict[str, float]:
         number = max(1, len(some))
@@ -216,4 +224,5 @@ REFCOCO = Benchmark(
     metrics={"average": "Mean of splits %", "accuracy": "IoU 0.5 %", "iou": "Mean IoU %"},
     published={"f50ca356638ddac89b309311fd876a5d": "RefCOCO"},
     tallies=tallies,
+    boxes=boxes,
 )

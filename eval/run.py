@@ -86,6 +86,8 @@ def evaluate(
     asker = Asker(table, settings, batch_size, blank_images, assistant, server)
     fingerprint |= asker.fingerprint()
     info = {"model": str(model_path), **asker.info(), "asked_as": protocol}
+    beside = {"image_folder": image_folder, "answers": answers}
+    info |= {name: str(path) for name, path in beside.items() if path}
     connect(place)
     with AnswerLog(folder, fingerprint, info, place) as kept:
         with agreed(place):

@@ -46,10 +46,10 @@ def markdown(results: Sequence[Report]) -> str:
         cells = [result["model"]]
         for column in columns:
             cell = result["cells"].get(column.heading)
-            cells.append(shown(column, cell) + _mark(_note(column, cell), notes))
+            cells.append(shown(column, cell) + _mark(note(column, cell), notes))
         lines.append(cells)
     table = "\n".join(f"| {' | '.join(map(_escaped, line))} |" for line in lines)
-    feet = "\n".join(f"[{number}] {note}  " for number, note in enumerate(notes, 1))
+    feet = "\n".join(f"[{number}] {text}  " for number, text in enumerate(notes, 1))
     failed = [
         f"{result['model']}, {heading}: {why}  "
         for result in results
@@ -62,16 +62,17 @@ def _escaped(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def _mark(note: str, notes: list[str]) -> str:
+def _mark(text: str, notes: list[str]) -> str:
     """Return the number of a footnote, which is added where it is new."""
-    if not note:
+    if not text:
         return ""
-    if note not in notes:
-        notes.append(note)
-    return f" [{notes.index(note) + 1}]"
+    if text not in notes:
+        notes.append(text)
+    return f" [{notes.index(text) + 1}]"
 
 
-def _note(column: Column, cell: dict[str, Any] | None) -> str:
+def note(column: Column, cell: dict[str, Any] | None) -> str:
+    """Return what a number rests on: protocol, data, split, undecided and missing answers."""
     if cell is None:
         return ""
     counts = cell["counts"]

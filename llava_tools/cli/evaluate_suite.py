@@ -163,12 +163,22 @@ def show(
     data_path: Annotated[Path | None, Option(help="Where the data are now, if moved.")] = None,
     image_folder: ImageFolder = None,
     answers: Answers = None,
-    most: Annotated[int, Option(min=1, help="Show at most so many rows.")] = 300,
+    most: Annotated[int, Option(min=1, help="Show at most so many rows.")] = 500,
 ) -> None:
-    """Write one HTML page: question, image, options, answer and verdict, with filters."""
-    from llava_tools.eval import page
+    """Write one HTML page: question, image, options, answer and verdict, with filters.
 
-    written = page.write_page(
-        folder, out, data_path=data_path, image_folder=image_folder, answers=answers, most=most
-    )
+    The work dir of a suite gets a page for each benchmark and one that leads to them.
+    """
+    from llava_tools.eval import page, page_suite, suite
+
+    moved = {"data_path": data_path, "image_folder": image_folder, "answers": answers}
+    if not (folder / suite.RESULTS).is_file():
+        written = page.write_page(folder, out, **moved, most=most)
+    elif out is not None or any(moved.values()):
+        raise UserError(
+            f"'{folder}' holds a suite, which gets several pages.",
+            "Name the folder of one benchmark in it, or leave --out and the data's options out.",
+        )
+    else:
+        written = page_suite.write_pages(folder, most=most)
     sys.stdout.write(f"{written}\n")
