@@ -1,15 +1,21 @@
 """MMBench in batches against one row at a time, with the same answers.
 
     python benchmarks/mmbench_batched.py [tiny|small|medium]   # 1M, 45M and 100M parameters
+    python benchmarks/mmbench_batched.py --model work_dirs/quickstart/models/xtuner \\
+        --data work_dirs/quickstart/data/mmbench.tsv           # the quickstart's model
+    sh benchmarks/peers/make_xtuner_env.sh /tmp/xtuner         # once; needs PyPI
+    python benchmarks/mmbench_batched.py medium --xtuner /tmp/xtuner/bin/python
 
 A random LLaVA (Llama and CLIP architectures) answers a made-up table with rolled copies. The
 plain side is the loop that other kits run: decode the row's picture, encode it, generate. Ours
-is the whole `evaluate`, its reading, writing and scoring included. The sides alternate; the
-ratio of the median rates is printed as JSON.
+is the whole `evaluate`, its reading, writing and scoring included. XTuner's is its own command, its
+model loaded before the clock starts. The sides alternate; the ratios of the median rates are
+printed as JSON.
 """
 
 from __future__ import annotations
 
+import argparse
 import base64
 import csv
 import io
@@ -19,38 +25,40 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from llava_tools.data.images import ImageProcessor, decode_image
+from benchmarks.peers.rounds import Rounds, say
+from llava_tools.cli.entry import run
+from llava_tools.data.images import decode_image
 from llava_tools.data.render import render_prompt
 from llava_tools.data.sample import Turn
-from llava_tools.data.templates import get_template
 from llava_tools.eval.mmbench import question
 from llava_tools.eval.run import evaluate
 from llava_tools.eval.tsv import read_table
 from llava_tools.model.generate import GenerationSettings, answer_text, generate
-from llava_tools.model.llava import LlavaModel
-from llava_tools.model.load import Assistant, load_tokenizer
+from llava_tools.model.load import Assistant, load_assistant
 from llava_tools.model.projector import Projector
-from llava_tools.model.vision import VisualEncoder
 from tests import tiny
 
-ROUNDS, BATCH_SIZE, NEW_TOKENS = 3, 16, 8
+BATCH_SIZE, NEW_TOKENS = 16, 8
 # name -> questions (of 4 copies), image side, (width, layers) of the tower and of the LLM
 SIZES = {"tiny": (24, 112, (64, 4), (64, 4)), "small": (8, 336, (384, 12), (512, 8)),
          "medium": (6, 336, (512, 12), (640, 12))}  # fmt: skip
 
 
-def build(
+def write_model(
     root: Path, side: int, tower_size: tuple[int, int], llm_size: tuple[int, int]
-) -> Assistant:
-    """Return a model with random weights that are spread enough to give different answers."""
-    vocab = tiny.save_tokenizer(root, "llama3")
+) -> Path:
+    """Write a model with random weights that are spread enough to give different answers."""
+    raw = root / "raw"
+    vocab = tiny.save_tokenizer(raw, "llama3")
     (width, layers), (llm_width, llm_layers) = tower_size, llm_size
     torch.manual_seed(0)
     vision = CLIPVisionConfig(
@@ -62,15 +70,19 @@ def build(
         num_attention_heads=llm_width // 32, num_key_value_heads=llm_width // 32, vocab_size=vocab,
         max_position_embeddings=2048, initializer_range=0.1,
     )  # fmt: skip
-    model = LlavaModel(
-        LlamaForCausalLM(text),
-        VisualEncoder(CLIPVisionModel(vision)),
-        Projector(width, llm_width),
-    )
+    LlamaForCausalLM(text).save_pretrained(raw)
+    CLIPVisionModel(vision).save_pretrained(raw / "visual_encoder")
     size = {"crop_size": {"height": side, "width": side}, "size": {"shortest_edge": side}}
-    processor = ImageProcessor.from_dict({**tiny.PREPROCESSORS["clip"], **size})
-    template = get_template("llama3_chat")
-    return Assistant(model.eval(), load_tokenizer(root), processor, template, True, root, "random")
+    preprocessing = {**tiny.PREPROCESSORS["clip"], **size}
+    (raw / "visual_encoder/preprocessor_config.json").write_text(json.dumps(preprocessing))
+    projector = Projector(width, llm_width)
+    (raw / "projector").mkdir()
+    (raw / "projector/config.json").write_text(json.dumps(projector.to_config()))
+    save_file(projector.state_dict(), raw / "projector/model.safetensors")
+    command = ["convert", str(raw), str(root / "model"), "--to", "xtuner", "--dtype", "fp32"]
+    if run(command):  # so that transformers 4 reads it, too
+        raise SystemExit(1)
+    return root / "model"
 
 
 def write_table(path: Path, questions: int) -> Path:
@@ -115,30 +127,57 @@ def batched(assistant: Assistant, data: Path, work_dir: Path) -> dict[int | str,
     return {record["index"]: record["prediction"] for record in map(json.loads, lines)}
 
 
-def main(size: str) -> None:
-    root = Path(tempfile.mkdtemp())
-    questions, *sizes = SIZES[size]
-    assistant, data = build(root, *sizes), write_table(root / "made_up.tsv", questions)
+def compare(args: argparse.Namespace, root: Path) -> dict[str, Any]:
+    """Let the sides answer in turns; return their rates and how they agree."""
+    questions, *sizes = SIZES[args.size]
+    model = args.model or write_model(root, *sizes)
+    data = args.data or write_table(root / "made_up.tsv", questions)
+    template = None if args.model else "llama3_chat"
+    assistant = load_assistant(model, template=template, dtype="fp32", device="cpu")
+    rounds = Rounds(root, torch.get_num_threads())
+    job = {"model": str(model), "data": str(data), "template": assistant.template.name,
+           "threads": torch.get_num_threads(), "new_tokens": NEW_TOKENS}  # fmt: skip
     one_by_one(assistant, write_table(root / "warm_up.tsv", 1))
-    seconds: dict[str, list[float]] = {"one by one": [], "batched": []}
-    for number in range(ROUNDS):
+    seconds: dict[str, list[float]] = {"one_by_one": [], "batched": [], "xtuner": []}
+    theirs: dict[str, str] = {}
+    for number in range(args.rounds):
+        say(f"Round {number + 1} of {args.rounds}")
         start = time.perf_counter()
         plain = one_by_one(assistant, data)
         middle = time.perf_counter()
         ours = batched(assistant, data, root / str(number))
-        seconds["one by one"].append(middle - start)
+        seconds["one_by_one"].append(middle - start)
         seconds["batched"].append(time.perf_counter() - middle)
         assert ours == plain, "batching changed an answer"
-    rates = {side: 4 * questions / statistics.median(s) for side, s in seconds.items()}
-    result = {
-        "size": size,
-        "rows": 4 * questions,
+        if args.xtuner:
+            found = rounds.run(args.xtuner, ["xtuner_mmbench.py"], job)
+            seconds["xtuner"].append(found["seconds"])
+            theirs = found["answers"]
+    rates = {side: len(ours) / statistics.median(s) for side, s in seconds.items() if s}
+    return {
+        "benchmark": "mmbench_batched",
+        "size": str(args.model or args.size),
+        "rows": len(ours),
         "distinct_answers": len(set(ours.values())),
-        **{f"{side.replace(' ', '_')}_rows_per_second": round(r, 2) for side, r in rates.items()},
-        "ratio": round(rates["batched"] / rates["one by one"], 2),
+        "same_answers_as_xtuner": sum(theirs.get(str(i)) == text for i, text in ours.items()),
+        "rows_per_second": {side: round(rate, 2) for side, rate in rates.items()},
+        "ratios": {
+            side: round(rates["batched"] / r, 2) for side, r in rates.items() if side != "batched"
+        },
     }
-    print(json.dumps(result))
+
+
+def main() -> None:
+    """Print one JSON line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("size", nargs="?", default="tiny", choices=SIZES)
+    parser.add_argument("--model", type=Path, help="a saved model instead, in the xtuner format")
+    parser.add_argument("--data", type=Path, help="its table; made up otherwise")
+    parser.add_argument("--xtuner", help="the python of XTuner's environment")
+    parser.add_argument("--rounds", type=int, default=3)
+    with tempfile.TemporaryDirectory() as root:
+        print(json.dumps(compare(parser.parse_args(), Path(root))))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "tiny")
+    main()
