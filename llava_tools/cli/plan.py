@@ -26,7 +26,8 @@ def plan(
     config: ConfigArgument,
     gpus: Annotated[int, Option(min=1, help="How many GPUs share the run.")] = 1,
     memory: Annotated[
-        float | None, Option(help="GiB of one GPU. Default: that of --gpu, or of this machine's.")
+        float | None,
+        Option(min=0.1, help="GiB of one GPU. Default: that of --gpu, or of this machine's."),
     ] = None,
     gpu: Annotated[
         str | None,
@@ -36,10 +37,12 @@ def plan(
         str | None, Option(help="As for train. Default: deepspeed_zero2 on several GPUs.")
     ] = None,
     row_tokens: Annotated[
-        float | None, Option(help="Mean positions of a row. Default: an image and 250 tokens.")
+        float | None,
+        Option(min=1, help="Mean positions of a row. Default: an image and 250 tokens."),
     ] = None,
     mfu: Annotated[
-        float | None, Option(help="Share of the rate that the run is assumed to reach.")
+        float | None,
+        Option(min=0.001, max=1, help="Share of the rate that the run is assumed to reach."),
     ] = None,
     cfg_options: CfgOptions = None,
     as_json: Json = False,

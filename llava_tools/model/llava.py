@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -267,9 +267,3 @@ class LlavaModel(nn.Module):
 
 def _dtype(part: nn.Module) -> torch.dtype:
     return next(p.dtype for p in part.parameters() if p.is_floating_point())
-
-
-def count_parameters(parameters: Iterable[nn.Parameter]) -> tuple[int, int]:
-    """Return (all, trainable) numbers of parameters."""
-    counts = [(p.numel(), p.numel() if p.requires_grad else 0) for p in parameters]
-    return sum(c[0] for c in counts), sum(c[1] for c in counts)

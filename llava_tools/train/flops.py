@@ -47,11 +47,6 @@ class Counts:
     images: float
     supervised: float
 
-    @classmethod
-    def of_rows(cls, lengths: list[int], images: int, supervised: int) -> Counts:
-        """Return the counts of rows of the given positions."""
-        return cls(sum(lengths), sum(n * n for n in lengths), images, supervised)
-
 
 @dataclass(frozen=True)
 class Cost:

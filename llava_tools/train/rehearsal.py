@@ -9,7 +9,6 @@ as the longest.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,12 +71,7 @@ def largest_load(settings: Settings, patches: int) -> Load:
     return Load(rows, length, rows * image, rows * text)
 
 
-def rehearse(
-    settings: Settings,
-    load: Callable[[int], Load] | Load | None = None,
-    *,
-    sharded: bool = False,
-) -> Rehearsal:
+def rehearse(settings: Settings, load: Load | None = None, *, sharded: bool = False) -> Rehearsal:
     """Rehearse a step of `load` (by default the settings' largest).
 
     `sharded`: as under DeepSpeed, all parameters are in the settings' dtype and a gradient is
@@ -96,7 +90,7 @@ def rehearse(
         live = Live(model, hand_on=sharded, kept=settings.accumulative_counts > 1)
         try:
             with live, torch.autocast("cpu", torch.bfloat16, enabled=bf16 and not sharded):
-                loss = _loss(model, load, live)  # type: ignore[arg-type]
+                loss = _loss(model, load, live)
             with live:
                 live.backward(loss)
         except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:

@@ -39,7 +39,8 @@ def sample_answers(run: Run) -> None:
                 if run.engine.rank != 0:
                     continue
                 answer = answer_text(assistant, ids)
-                log.info("iter %d  %s  ->  %s", run.iteration, question, answer)
+                shown = " ".join(answer.split())
+                log.info("iter %d  %s  ->  %s", run.iteration, question, shown)
                 _append(run.work_dir / "samples.jsonl", run.iteration, question, answer)
     finally:
         model.train()

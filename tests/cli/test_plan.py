@@ -97,3 +97,14 @@ def test_wrong_input(
 ) -> None:
     assert run(["plan", config, *arguments]) == 2
     assert message in " ".join(capsys.readouterr().err.splitlines())
+
+
+@pytest.mark.parametrize(
+    "flag", ["--memory=-5", "--memory=0", "--mfu=0", "--mfu=2", "--row-tokens=0"]
+)
+def test_numbers_that_nothing_can_be_reckoned_with(
+    config: str, flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["plan", config, flag]) == 2
+    name = flag.partition("=")[0]
+    assert f"Invalid value for '{name}'" in capsys.readouterr().err

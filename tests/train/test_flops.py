@@ -50,7 +50,9 @@ def count(model: LlavaModel, batch: Batch) -> tuple[float, float]:
 
 
 def counts_of(batch: Batch) -> Counts:
-    return Counts.of_rows(batch.layout.lengths(), batch.layout.images, batch.supervised)
+    lengths = batch.layout.lengths()
+    squares = sum(length**2 for length in lengths)
+    return Counts(sum(lengths), squares, batch.layout.images, batch.supervised)
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from llava_tools.cli.entry import run as command
 from llava_tools.config import load_settings
 from llava_tools.data import sources
 from llava_tools.data.dataset import build_dataset
-from llava_tools.model.llava import count_parameters
 from llava_tools.train.build import build_model, build_tokenizer
+from llava_tools.train.header import sizes
 from tests.train.runs import load, run, write_config
 
 QUESTION, ANSWER = "What is in the picture?", "Two blue circles."
@@ -56,7 +56,7 @@ def test_lora_trains_its_factors_alone(parts: Path, tmp_path: Path) -> None:
     model = {"llm_name_or_path": str(parts / "vicuna"), "prompt_template": "vicuna_v1.1"}
     rows = {"datasets": write_rows(tmp_path / "rows.jsonl", 6)}
     settings = load_settings(str(write_config(tmp_path, parts, **TEXT, **model, **lora, **rows)))
-    whole, trained = count_parameters(build_model(settings).parameters())
+    whole, trained = sizes(build_model(settings))
     width, layers = 32, 2  # of the tiny model, whose q and v are both 32 x 32
     assert trained == layers * len(targets) * rank * (width + width)
     before = {path.name: path.read_bytes() for path in (parts / "vicuna").iterdir()}
