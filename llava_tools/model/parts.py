@@ -69,7 +69,7 @@ def _nowhere(name: str, error: Exception) -> UserError:
     return UserError(
         f"'{name}' is no folder, and there is no such model in the hub's cache: "
         f"{first_line(error)}",
-        "Give a local folder, or download the model first (huggingface-cli download).",
+        "Give a local folder, or download the model first (hf download).",
     )
 
 
