@@ -63,3 +63,7 @@ class Entries:
         if offset + entry.file_size > self.size:
             raise damaged(self.path, f"it ends within the record data/{key}")
         return offset, entry.file_size
+
+    def crc(self, key: str) -> int:
+        """Return the CRC-32 that was saved with storage `key`, 0 for none."""
+        return self._stored(f"data/{key}").CRC

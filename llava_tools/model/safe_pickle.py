@@ -22,6 +22,7 @@ import torch
 
 from llava_tools.errors import UserError
 from llava_tools.model.archive import Entries, damaged
+from llava_tools.model.checksums import compare_checksums
 from llava_tools.model.lazy import LazyTensor
 
 _STORAGES = {
@@ -48,32 +49,11 @@ MAX_REPEATED = 16 * 2**20  # bytes of a tensor that is larger than the values it
 _OPCODES = {
     *("PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "MEMOIZE"),
     *("PUT", "BINPUT", "LONG_BINPUT", "GET", "BINGET", "LONG_BINGET"),
-    *(
-        "NONE",
-        "NEWTRUE",
-        "NEWFALSE",
-        "INT",
-        "BININT",
-        "BININT1",
-        "BININT2",
-        "LONG",
-        "LONG1",
-        "LONG4",
-    ),
-    *("FLOAT", "BINFLOAT", "STRING", "BINSTRING", "SHORT_BINSTRING"),
+    *("NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2"),
+    *("LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING", "SHORT_BINSTRING"),
     *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
-    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
-    *(
-        "EMPTY_LIST",
-        "APPEND",
-        "APPENDS",
-        "LIST",
-        "EMPTY_TUPLE",
-        "TUPLE",
-        "TUPLE1",
-        "TUPLE2",
-        "TUPLE3",
-    ),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "EMPTY_LIST", "APPEND", "APPENDS", "LIST"),
+    *("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
     *("EMPTY_DICT", "DICT", "SETITEM", "SETITEMS", "EMPTY_SET", "ADDITEMS", "FROZENSET"),
     *("GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "NEWOBJ", "NEWOBJ_EX", "BINPERSID"),
 }
@@ -118,7 +98,10 @@ def read_pickle(path: str | Path) -> Any:
             entries = Entries(path, archive)
             program = archive.read(entries.pickle)
         _check_opcodes(program)
-        return _Unpickler(program, entries).load()
+        unpickler = _Unpickler(program, entries)
+        found = unpickler.load()
+        compare_checksums(entries, unpickler.tensors, found)
+        return found
     except UserError:
         raise
     # A damaged pickle can raise nearly anything, for instance from the int() of a text.
@@ -166,6 +149,7 @@ class _Unpickler(pickle.Unpickler):
         super().__init__(io.BytesIO(program))
         self.entries = entries
         self.spans: dict[str, tuple[int, int]] = {}
+        self.tensors: list[tuple[LazyTensor, str]] = []  # each with the record that it lies in
         self.functions: dict[tuple[str, str], Callable[..., Any]] = {
             ("collections", "OrderedDict"): OrderedDict,
             ("torch", "Size"): lambda sizes=(): tuple(sizes),
@@ -205,7 +189,9 @@ class _Unpickler(pickle.Unpickler):
         stride: tuple[int, ...],
         *rest: Any,
     ) -> LazyTensor:
-        return self._lazy(storage[0], storage[1], offset, tuple(size), tuple(stride))
+        tensor = self._lazy(storage[0], storage[1], offset, tuple(size), tuple(stride))
+        self.tensors.append((tensor, storage[1]))
+        return tensor
 
     def _tensor_v3(
         self,
@@ -218,7 +204,7 @@ class _Unpickler(pickle.Unpickler):
         dtype: torch.dtype,
         *rest: Any,
     ) -> LazyTensor:
-        return self._lazy(dtype, storage[1], offset, tuple(size), tuple(stride))
+        return self._tensor((dtype, storage[1]), offset, size, stride)
 
     def _tensor_with_state(
         self, function: Any, kind: Any, arguments: Any, *rest: Any
