@@ -22,35 +22,20 @@ import tempfile
 import time
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
-from safetensors.torch import save
 
+from benchmarks.fuzz_material import material
 from llava_tools.errors import UserError
 from llava_tools.model.lazy import LazyTensor
-from llava_tools.model.parts import read_projector
-from llava_tools.model.safe_pickle import read_pickle
-from llava_tools.model.safetensors_file import read_safetensors
-from llava_tools.model.source import detect, read_checkpoint
-from llava_tools.model.weights import read_weights
-from llava_tools.model.zero import read_zero, read_zero_moments
 
 EXTREMES = (0, 1, -1, 127, 255, 2**31 - 1, 2**32 - 1, 2**62, 2**63, -(2**63))
 JUNK: tuple[Any, ...] = (None, True, -1, 0, 1e400, 2**70, "", "x", "../x", [], [[]], {}, {"a": 1})
-Files = dict[str, bytes]
-Reader = Callable[[Path], Any]
-
-
-def saved(value: Any) -> bytes:
-    """Return what torch.save writes."""
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    return buffer.getvalue()
 
 
 def flipped(data: bytes, rng: random.Random) -> bytes:
@@ -128,54 +113,6 @@ def exhausted(value: Any, depth: int = 0) -> None:
             exhausted(item, depth + 1)
 
 
-def material() -> dict[str, tuple[Reader, Files]]:
-    """Return the readers by name, each with a genuine set of files."""
-    torch.manual_seed(0)
-    projector = {f"projector.model.{i}.{k}": torch.randn(*s) for i in (0, 2)
-                 for k, s in (("weight", (4, 4)), ("bias", (4,)))}  # fmt: skip
-    run = {"state_dict": projector, "meta": {"iter": 6, "name": "x", "betas": (0.9, 0.95)}}
-    llm = {f"model.w{i}": torch.randn(3, 2).half() for i in range(4)}
-    shapes = [{name: value.shape for name, value in projector.items()}]
-    flat = torch.cat([value.reshape(-1) for value in projector.values()])
-    halves = flat.split(flat.numel() // 2)
-    model = {"module": projector, "param_shapes": shapes, "buffer_names": [], "shared_params": []}
-    zero: Files = {"mp_rank_00_model_states.pt": saved(model)}
-    for rank, part in enumerate(halves):
-        moments = {0: {"step": torch.tensor(1.0), "exp_avg": part, "exp_avg_sq": part}}
-        state = {"single_partition_of_fp32_groups": [part], "partition_count": 2, "zero_stage": 2}
-        state["base_optimizer_state"] = {"state": moments}
-        name = f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
-        zero[name] = saved({"optimizer_state_dict": state})
-    names = list(llm)
-    shards = {f"m{i}.safetensors": save({n: llm[n] for n in names[2 * i : 2 * i + 2]})
-              for i in (0, 1)}  # fmt: skip
-    places = {name: f"m{i // 2}.safetensors" for i, name in enumerate(names)}
-    index = {"metadata": {"total_size": 48}, "weight_map": places}
-    shards["model.safetensors.index.json"] = json.dumps(index).encode()
-    own = {k.removeprefix("projector."): v for k, v in projector.items()}
-    settings = {"visual_hidden_size": 4, "llm_hidden_size": 4, "depth": 2, "hidden_act": "gelu"}
-    return {
-        "pickle": (lambda p: read_pickle(p / "x.pth"), {"x.pth": saved(run)}),
-        "legacy": (lambda p: read_pickle(p / "x.bin"), {"x.bin": _legacy(llm)}),
-        "checkpoint": (lambda p: read_checkpoint(p / "x.pth"), {"x.pth": saved(run)}),
-        "zero": (read_zero, zero),
-        "zero moments": (read_zero_moments, zero),
-        "safetensors": (lambda p: read_safetensors(p / "x.safetensors"),
-                        {"x.safetensors": save(llm)}),
-        "shards": (read_weights, shards),
-        "projector": (read_projector, {
-            "config.json": json.dumps(settings).encode(), "model.safetensors": save(own)}),
-        "detect": (detect, {"config.json": json.dumps(
-            {"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"]}).encode()}),
-    }  # fmt: skip
-
-
-def _legacy(value: Any) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(value, buffer, _use_new_zipfile_serialization=False)
-    return buffer.getvalue()
-
-
 def damage(name: str, data: bytes, rng: random.Random) -> bytes:
     """Return a file with something wrong in it, mostly where its structure is."""
     if rng.random() < 0.25:
@@ -209,6 +146,7 @@ def main() -> None:
             folder = Path(tmp) / str(number)
             folder.mkdir()
             for file, data in files.items():
+                (folder / file).parent.mkdir(exist_ok=True)
                 (folder / file).write_bytes(data)
             exhausted(reader(folder))  # the genuine files are read
             counts[name] = {"cases": 0, "refused": 0}

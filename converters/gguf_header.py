@@ -18,6 +18,8 @@ MAGIC, VERSION, ALIGNMENT = b"GGUF", 3, 32
 _STRING, _ARRAY = 8, 9
 # struct's codes of the value types, by their numbers in the file
 _SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
+# What impossible numbers end in; arrays may hold arrays, as deep as a file says.
+_WRONG = (struct.error, ValueError, KeyError, MemoryError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, Entry]]:
     try:
         with path.open("rb") as file:
             return _header(file)
-    except (struct.error, ValueError, KeyError, MemoryError, OverflowError) as error:
+    except _WRONG as error:
         raise UserError(
             f"'{path}' is no GGUF file that can be read: {error}.", "Convert or copy it again."
         ) from error

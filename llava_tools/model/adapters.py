@@ -102,6 +102,11 @@ def read_adapter(folder: str | Path, part: str) -> Adapter:
             "Give the folder that peft or `llava-tools convert` saved the adapter in.",
         )
     config = read_json(path / CONFIG)
+    if not isinstance(config.get("modules_to_save") or [], list):
+        raise UserError(
+            f"'{path / CONFIG}' has no list of names as its modules_to_save.",
+            "Copy the adapter's folder again.",
+        )
     reasons = [reason for option, reason in _FOREIGN.items() if config.get(option)]
     if config.get("peft_type", "LORA") != "LORA":
         reasons = [f"its kind is {config['peft_type']}"]
@@ -124,7 +129,7 @@ def _weights(
     """Sort a file's tensors into factors and whole weights, under canonical names."""
     found: dict[str, dict[str, LazyTensor]] = {}
     whole: dict[str, LazyTensor] = {}
-    listed = config.get("modules_to_save") or ()
+    listed = [str(name) for name in config.get("modules_to_save") or ()]
     level = "" if part == "llm" else "vision_model."
     biases = config.get("bias", "none") != "none"
     for name, tensor in tensors.items():

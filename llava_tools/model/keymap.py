@@ -150,17 +150,23 @@ def _require(table: Table, layers: int, seen: set[tuple[Row, tuple[str, ...]]], 
         if "{*}" in pattern:
             continue
         found = {groups for known, groups in seen if known is row}
-        wanted = {(str(n),) for n in range(layers)} if "{n}" in pattern else {()}
-        if missing := [] if row.optional else sorted(wanted - found):
+        wanted = map(_layer, range(layers)) if "{n}" in pattern else iter([()])
+        missing = None if row.optional else next((one for one in wanted if one not in found), None)
+        if missing is not None:
             raise UserError(
-                f"{where} lacks a weight: {_fill(pattern, missing[0])}.",
+                f"{where} lacks a weight: {_fill(pattern, missing)}.",
                 f"A complete model has {layers} layers here; copy the folder again.",
             )
-        if extra := sorted(found - wanted):
+        if extra := sorted(one for one in found if one and _layer(int(one[0]), layers) != one):
             raise UserError(
                 f"{where} has a weight too many: {_fill(pattern, extra[0])}.",
                 f"Its config.json says {layers} layers.",
             )
+
+
+def _layer(number: int, layers: int | None = None) -> tuple[str, ...]:
+    """Return what a pattern's {n} stands for in a layer, () beyond the last one."""
+    return (str(number),) if layers is None or number < layers else ()
 
 
 def _sides(names: Names) -> tuple[str, ...]:

@@ -170,6 +170,26 @@ def test_a_file_that_is_cut_off_is_told_with_its_first_lost_tensor(
             check(*sides, logits=False)
 
 
+ARRAY = (9).to_bytes(4, "little")
+GGUF = b"GGUF" + (3).to_bytes(4, "little") + bytes(8) + (1).to_bytes(8, "little")
+DAMAGED = {
+    "half a header": GGUF[:20],
+    "a huge text": GGUF + b"\xff" * 8 + b"x",
+    "a huge array": GGUF + bytes(8) + ARRAY + bytes(4) + b"\xff" * 8,
+    "arrays of arrays": GGUF + bytes(8) + ARRAY + (ARRAY + (1).to_bytes(8, "little")) * 10**5,
+    "an unknown type": GGUF + bytes(8) + b"\x7f" * 4,
+    "another version": b"GGUF" + bytes(20),
+    "another file": b"PK\x03\x04" + bytes(20),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_header_is_told(tmp_path: Path, name: str) -> None:
+    (tmp_path / "x.gguf").write_bytes(DAMAGED[name])
+    with pytest.raises(UserError, match="x.gguf' is no GGUF file that can be read"):
+        check(tmp_path, tmp_path, logits=False)
+
+
 def test_gguf_is_no_source(written: Path, tmp_path: Path) -> None:
     for source in (written, written / "mine-f16.gguf"):
         with pytest.raises(UserError, match="is GGUF, which is written only"):

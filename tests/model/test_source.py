@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -201,6 +202,26 @@ def test_broken_folders_are_named(parts: Path, tmp_path: Path) -> None:
     edit_json(folder / "config.json", num_hidden_layers=3)
     with pytest.raises(UserError, match="lacks a weight: llm.model.layers.2"):
         open_source(folder)
+    edit_json(folder / "config.json", num_hidden_layers=2**62)  # at once
+    with pytest.raises(UserError, match="lacks a weight: llm.model.layers.2"):
+        open_source(folder)
+
+
+@pytest.mark.parametrize("value", ["x", [], {}, -1, "", 1e300])
+@pytest.mark.parametrize("key", ["num_attention_heads", "hidden_size", "num_hidden_layers"])
+def test_values_of_a_wrong_kind_in_a_config_are_no_bug(
+    parts: Path, tmp_path: Path, key: str, value: object
+) -> None:
+    folder = copy(parts, "phi3", tmp_path / "x")
+    edit_json(folder / "config.json", **{key: value})
+    with suppress(UserError):  # where the value counts for the weights
+        open_source(folder)
+
+
+def test_a_work_dir_names_its_newest_checkpoint(run: Path) -> None:
+    with pytest.raises(UserError, match="is no LLaVA that is known here") as caught:
+        detect(run.parent)
+    assert caught.value.hint == f"Give one of its checkpoints, for example {run}."
 
 
 def test_inspect_tells_what_is_there(run: Path, parts: Path, tmp_path: Path) -> None:
