@@ -14,12 +14,12 @@ from llava_tools.converters.convert import export
 from llava_tools.converters.folder import new_folder
 from llava_tools.converters.towers import write_tower
 from llava_tools.converters.writer import Writer, parse_size
-from llava_tools.model.adapted import read_llm_adapter, with_adapter
+from llava_tools.model.adapted import read_llm_adapter, warn_of_another_name, with_adapter
 from llava_tools.model.adapters import merge_adapter, read_adapter
 from llava_tools.model.assembly import assemble, read_notes
 from llava_tools.model.parts import read_llm, read_vision, resolve_folder
 from llava_tools.model.past_cache import past_cache
-from llava_tools.model.weights import read_weights
+from llava_tools.model.weights import has_weights, read_weights
 
 
 @past_cache()
@@ -40,6 +40,7 @@ def merge(
     """
     if is_clip:
         tower, held = read_vision(base), read_adapter(adapter, "visual_encoder")
+        warn_of_another_name(held, tower.folder)
         merged = replace(tower, tensors=merge_adapter(tower.tensors, held))
         sources = [merged.folder, held.folder]
         return write_tower(merged, dst, dtype, max_shard_size, overwrite, sources)
@@ -53,18 +54,27 @@ def merge(
 def split(src: str | Path, dst: str | Path, overwrite: bool = False) -> dict[str, Any]:
     """`convert split SRC DST`: the same folder with every tensor in a file of its own.
 
-    For machines whose disk or network takes small files only. Nothing is cast.
+    For machines whose disk or network takes small files only. Nothing is cast. What lies in
+    folders within it (tower and projector of the xtuner format, adapters) comes along, split
+    where it is a model's weights.
     """
     source, target = resolve_folder(src), Path(dst).expanduser()
-    tensors = read_weights(source)
-    total = sum(tensor.nbytes for tensor in tensors.values())
+    tensors = {"": read_weights(source)}
+    inner = sorted(path for path in source.iterdir() if path.is_dir() and path.name[:1] != ".")
+    tensors |= {path.name: read_weights(path) for path in inner if has_weights(path)}
+    total = sum(tensor.nbytes for held in tensors.values() for tensor in held.values())
     with new_folder(target, overwrite=overwrite, sources=[source], need=total) as folder:
         writer = Writer(folder, target, torch.float32, parse_size("1"))
-        writer.weights(tensors, cast=False)
-        for file in _other_files(source):
-            shutil.copyfile(file, folder / file.name)
+        for name, held in tensors.items():
+            writer.weights(held, name, cast=False)
+            for file in _other_files(source / name):
+                shutil.copyfile(file, folder / name / file.name)
+        for path in inner:
+            if path.name not in tensors:
+                shutil.copytree(path, folder / path.name)
         writer.compare()
-    return {"path": str(target), "tensors": len(tensors), "bytes": total}
+    count = sum(len(held) for held in tensors.values())
+    return {"path": str(target), "tensors": count, "bytes": total}
 
 
 def _other_files(folder: Path) -> Iterable[Path]:

@@ -21,7 +21,7 @@ from llava_tools.model.base_mark import base_mark
 from llava_tools.model.lazy import LazyTensor
 from llava_tools.model.lora import Factors, factors_of, whole_of
 from llava_tools.model.openers import checkpoint_path, settings_of
-from llava_tools.model.parts import read_llm
+from llava_tools.model.parts import read_llm, read_vision
 from llava_tools.model.source import NOTES, Source, read_checkpoint
 
 _TASKS = {"llm": "CAUSAL_LM", "visual_encoder": None}
@@ -103,25 +103,25 @@ class AdapterWriter:
         base = self.base[part]
         config = adapter_config(part, factors, source.tensors, self._options(part), base)
         writer.json(f"{FOLDERS[part]}/{CONFIG}", config)
+        read = read_llm if part == "llm" else read_vision
+        notes = {
+            "format": "adapter",
+            "base": {part: base, "mark": base_mark(read(str(base)).tensors, factors)},
+            "llava_tools_version": __version__,
+        }
         if part == "llm":
-            self._write_what_answers_need(factors, source, writer)
+            notes |= self._write_what_answers_need(source, writer)
+        writer.json(f"{FOLDERS[part]}/{NOTES}", notes)
 
-    def _write_what_answers_need(
-        self, factors: Mapping[str, Factors], source: Source, writer: Writer
-    ) -> None:
-        """Put tokenizer, template and what tells the base by beside the LLM's adapter."""
+    def _write_what_answers_need(self, source: Source, writer: Writer) -> dict[str, Any]:
+        """Put tokenizer and template beside the LLM's adapter; return what else answers need."""
         folder = writer.folder / FOLDERS["llm"]
         copy_tokenizer(source, folder)
         write_chat_template(source, folder)
-        weights = read_llm(self.settings.llm_name_or_path).tensors
-        notes = {
-            "format": "adapter",
+        return {
             "prompt_template": source.prompt_template,
             "quantization": self.settings.llm_quantization,
-            "base": {"llm": self.base["llm"], "mark": base_mark(weights, factors)},
-            "llava_tools_version": __version__,
         }
-        writer.json(f"{FOLDERS['llm']}/{NOTES}", notes)
 
     def _options(self, part: str) -> Mapping[str, Any]:
         lora = self.settings.llm_lora if part == "llm" else self.settings.visual_encoder_lora

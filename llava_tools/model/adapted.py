@@ -84,11 +84,7 @@ def with_adapter(source: Source, adapter: Adapter, *, apart: bool = False) -> So
 
     Raises UserError when the adapter belongs to another model.
     """
-    if not adapter.mark and adapter.base and Path(adapter.base).name != source.path.name:
-        log.warning(
-            "'%s' was trained on '%s'; only shapes tell whether it fits '%s'.",
-            *(adapter.folder, adapter.base, source.path),
-        )
+    warn_of_another_name(adapter, source.path)
     if apart:
         check_fits(source.tensors, adapter)
         tensors = {**source.tensors, **adapter.whole}
@@ -105,3 +101,12 @@ def with_adapter(source: Source, adapter: Adapter, *, apart: bool = False) -> So
         tokenizer_dir=adapter.folder if own else source.tokenizer_dir,
         prompt_template=adapter.notes.get("prompt_template") or source.prompt_template,
     )
+
+
+def warn_of_another_name(adapter: Adapter, base: Path) -> None:
+    """Say so where only shapes tell whether an adapter fits a base, and their names differ."""
+    if not adapter.mark and adapter.base and Path(adapter.base).name != base.name:
+        log.warning(
+            "'%s' was trained on '%s'; only shapes tell whether it fits '%s'.",
+            *(adapter.folder, adapter.base, base),
+        )

@@ -18,6 +18,7 @@ from llava_tools.converters.convert import convert
 from llava_tools.converters.merge import merge, split
 from llava_tools.errors import UserError
 from llava_tools.model.adapters import read_adapter
+from llava_tools.model.base_mark import base_mark, pack_mark
 from llava_tools.model.parts import read_llm
 from llava_tools.model.source import open_source
 from llava_tools.model.weights import read_weights
@@ -152,6 +153,7 @@ def test_old_names_of_a_tower_are_known(parts: Path, tmp_path: Path) -> None:
     [
         ({"peft_type": "IA3"}, "its kind is IA3"),
         ({"use_dora": True}, r"it scales directions \(DoRA\)"),
+        ({"modules_to_save": 7}, "has no list of names as its modules_to_save"),
         ({"modules_to_save": ["lm_head"]}, "lacks 'lm_head', which its adapter_config.json lists"),
     ],
 )
@@ -209,6 +211,68 @@ def test_split_puts_every_tensor_in_a_file_of_its_own(parts: Path, tmp_path: Pat
     assert all(torch.equal(found[n].read(), t.read()) for n, t in kept.items())
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "x")
     assert model.config.model_type == "phi3"
+
+
+def test_split_takes_all_of_a_llava_along(run: Path, tmp_path: Path) -> None:
+    convert(run, tmp_path / "x", "xtuner", dtype="fp32")
+    report = split(tmp_path / "x", tmp_path / "y")
+    found, wanted = open_source(tmp_path / "y"), open_source(tmp_path / "x")
+    assert set(found.tensors) == set(wanted.tensors) and len(wanted.tensors) == report["tensors"]
+    assert all(torch.equal(found.tensors[n].read(), t.read()) for n, t in wanted.tensors.items())
+    assert all(len(load_file(file)) == 1 for file in (tmp_path / "y").rglob("*.safetensors"))
+    assert (found.prompt_template, found.image_processor) == ("phi3_chat", wanted.image_processor)
+    (tmp_path / "x/images").mkdir()
+    (tmp_path / "x/images/cat.txt").write_text("a cat")
+    split(tmp_path / "x", tmp_path / "y", overwrite=True)
+    assert (tmp_path / "y/images/cat.txt").read_text() == "a cat"
+
+
+@pytest.mark.parametrize("part", BASES)
+def test_an_adapter_of_another_base_is_refused_or_told(
+    run: Path, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], part: str
+) -> None:
+    """By shapes where they differ, else by values; of foreign files by the base's name."""
+    convert(run, tmp_path / "x", "xtuner", adapter_only=True)
+    adapter, flags = tmp_path / "x" / f"{part}_adapter", ["--is-clip"] * (part != "llm")
+    alike = shutil.copytree(parts / BASES[part], tmp_path / "alike")
+    state = load_file(alike / "model.safetensors")
+    save_file({n: t + 0.1 for n, t in state.items()}, alike / "model.safetensors", {"format": "pt"})
+    others = {alike: "was trained on other weights than these"}
+    others |= {
+        parts / n: "does not fit the base model" for n in ("vicuna", "qwen2") if part == "llm"
+    }
+    if part != "llm":  # of the same sizes as the CLIP
+        others[parts / "siglip"] = "was trained on other weights than these"
+    for base, message in others.items():
+        out = [str(tmp_path / "out"), *flags]
+        assert command(["convert", "merge", str(base), str(adapter), *out]) == 2
+        said = capsys.readouterr().err
+        assert message in said and str(parts / BASES[part]) in said
+    (adapter / "llava_tools.json").write_text("{}")  # as peft's own: it tells no values
+    (tmp_path / "x/llava_tools.json").write_text("{}")
+    assert command(["convert", "merge", str(alike), str(adapter), *out]) == 0
+    assert "only shapes tell whether it fits" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_base_is_refused(run: Path, parts: Path, tmp_path: Path) -> None:
+    """Exports of LoRA and QLoRA alike: by shapes, and by the values that training marked."""
+    for name in ("vicuna", "llama3", "qwen2"):
+        with pytest.raises(UserError, match="adapter of llm.* does not fit the base model"):
+            base = f"llm_name_or_path={parts / name}"
+            convert(run, tmp_path / "x", "hf", cfg_options=[base])
+    mark = base_mark(read_llm(parts / "phi3").tensors, ["llm.model.layers.0.mlp.down_proj.weight"])
+    saved = torch.load(run, weights_only=True)
+    saved["meta"] |= pack_mark(mark)
+    torch.save(saved, run)
+    convert(run, tmp_path / "good", "hf")
+    alike = shutil.copytree(parts / "phi3", tmp_path / "alike")
+    state = load_file(alike / "model.safetensors")
+    save_file({n: t + 0.1 for n, t in state.items()}, alike / "model.safetensors", {"format": "pt"})
+    for to in ("xtuner", "llava", "hf"):
+        with pytest.raises(UserError, match="was trained on other weights than these") as caught:
+            convert(run, tmp_path / "x", to, cfg_options=[f"llm_name_or_path={alike}"])
+        assert str(alike) in caught.value.hint
+    assert not (tmp_path / "x").exists()
 
 
 def test_the_commands_are_xtuners(

@@ -19,7 +19,7 @@ from llava_tools.converters.convert import choose_dtype, convert
 from llava_tools.converters.writer import Writer
 from llava_tools.errors import UserError
 from llava_tools.model.source import Source, detect, open_source
-from tests.model.checkpoints import edit_json, make_run
+from tests.model.checkpoints import as_zero, edit_json, make_run
 
 Exported = Callable[[str, str], Path]
 FORMATS = ("xtuner", "llava", "hf")
@@ -66,17 +66,7 @@ def test_from_the_checkpoint_or_by_way_of_xtuner_is_the_same(
 def test_a_deepspeed_directory_is_a_checkpoint(parts: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", parts)
     wanted = {name: tensor.read().clone() for name, tensor in open_source(run).tensors.items()}
-    state = torch.load(run, weights_only=True)["state_dict"]
-    run.unlink()
-    run.mkdir()
-    flat = torch.cat([tensor.flatten() for tensor in state.values()])
-    flat = torch.nn.functional.pad(flat, (0, -len(flat) % 4))
-    shapes = [{name: tensor.shape for name, tensor in state.items()}]
-    torch.save({"module": {}, "param_shapes": shapes}, run / "mp_rank_00_model_states.pt")
-    for rank, piece in enumerate(flat.chunk(2)):
-        held = {"partition_count": [2], "single_partition_of_fp32_groups": [piece.clone()]}
-        file = run / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
-        torch.save({"optimizer_state_dict": held}, file)
+    as_zero(run, 2)
     for source in (run, run / "mp_rank_00_model_states.pt"):
         convert(source, tmp_path / "out", "xtuner", dtype="fp32", overwrite=True)
         found = open_source(tmp_path / "out").tensors

@@ -20,7 +20,7 @@ from llava_tools.errors import UserError
 from llava_tools.model.source import Source, detect, open_source
 from tests import tiny
 from tests.converters.test_convert import assert_same
-from tests.model.checkpoints import edit_json, make_run, tie
+from tests.model.checkpoints import as_zero, edit_json, make_run, tie
 from tests.model.test_lora import LORA, adapt, put
 
 FORMATS = ("xtuner", "llava", "hf")
@@ -74,6 +74,25 @@ def test_there_and_back_is_the_same(runs_of: Runs, tmp_path: Path, name: str, tr
         assert detect(back) == start
         assert_config(found, wanted)
     assert_same(open_source(tmp_path / "llava-xtuner"), open_source(run))
+
+
+@pytest.mark.parametrize("trained", TRAINED)
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_deepspeeds_directories_give_what_the_file_gives(
+    runs_of: Runs, tmp_path: Path, trained: str, stage: int
+) -> None:
+    """Byte for byte, whatever was trained; nothing here imports deepspeed."""
+    run, to = runs_of("phi3", trained), FORMATS[stage - 1]
+    shutil.copytree(run.parent, tmp_path / "run")
+    folder = as_zero(tmp_path / "run" / run.name, stage, world=3)
+    assert_same(open_source(folder), open_source(run))
+    for source, name in ((run, "file"), (folder, "folder")):
+        convert(source, tmp_path / name / "llava", to, dtype="fp32")
+    written = sorted((tmp_path / "file/llava").rglob("*.safetensors"))
+    for file in written:
+        other = tmp_path / "folder" / file.relative_to(tmp_path / "file")
+        assert file.read_bytes() == other.read_bytes(), file
+    assert written
 
 
 def assert_config(found: Source, wanted: Source) -> None:
@@ -141,10 +160,9 @@ def test_xtuners_own_checkpoints_are_read_without_mmengine(
     saved["message_hub"] = {"log_scalars": {"train/loss": HistoryBuffer()}}
     saved["meta"] |= {"cfg": "model = dict()", "seed": 1, "dataset_meta": None}
     saved["param_schedulers"] = [{"last_step": 6, "_last_lr": [1e-5]}]
+    torch.save(saved, run)
     if as_folder:
-        write_zero2(run, saved)
-    else:
-        torch.save(saved, run)
+        as_zero(run, 2)
     monkeypatch.undo()
     held = run / "mp_rank_00_model_states.pt" if as_folder else run
     with pytest.raises(Exception, match="weights_only|Weights only"):
@@ -152,20 +170,3 @@ def test_xtuners_own_checkpoints_are_read_without_mmengine(
     convert(run, tmp_path / "x", "xtuner", dtype="fp32")
     found = open_source(tmp_path / "x").tensors
     assert all(torch.equal(found[name].read(), tensor) for name, tensor in wanted.items())
-
-
-def write_zero2(run: Path, saved: dict[str, Any]) -> None:
-    """Write a checkpoint as DeepSpeed's directory of two ranks, the runner's state in it."""
-    state = saved.pop("state_dict")
-    run.unlink()
-    run.mkdir()
-    flat = torch.cat([tensor.flatten() for tensor in state.values()])
-    flat = torch.nn.functional.pad(flat, (0, -len(flat) % 4))
-    shapes = [{name: tensor.shape for name, tensor in state.items()}]
-    halves = {name: tensor.bfloat16() for name, tensor in state.items()}
-    states = {"module": halves, "param_shapes": shapes, "buffer_names": [], **saved}
-    torch.save(states, run / "mp_rank_00_model_states.pt")
-    for rank, piece in enumerate(flat.chunk(2)):
-        held = {"partition_count": [2], "single_partition_of_fp32_groups": [piece.clone()]}
-        file = run / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
-        torch.save({"optimizer_state_dict": held}, file)

@@ -100,3 +100,37 @@ def tie(folder: Path) -> Path:
     save_file(state, folder / "model.safetensors", {"format": "pt"})
     edit_json(folder / "config.json", tie_word_embeddings=True)
     return folder
+
+
+def as_zero(run: Path, stage: int, world: int = 2) -> Path:
+    """Make a checkpoint DeepSpeed's directory of `world` ranks, what else was saved in it."""
+    saved = torch.load(run, weights_only=False)
+    state = saved.pop("state_dict")
+    run.unlink()
+    run.mkdir()
+    shapes = [{name: tensor.shape for name, tensor in state.items()}]
+    rank = "zero_pp_rank_{}_mp_rank_00"
+    if stage == 3:  # a piece of every parameter on each rank
+        cut = [_padded(t, world).chunk(world) for t in state.values()]
+        flat = [torch.cat([pieces[i] for pieces in cut]) for i in range(world)]
+        module, key = {name: torch.zeros(0) for name in state}, "fp32_flat_groups"
+    else:  # the parameters laid end to end, cut into a piece a rank
+        row = torch.cat([tensor.flatten() for tensor in state.values()])
+        flat = [piece.clone() for piece in _padded(row, 2 * world).chunk(world)]
+        module = {name: tensor.bfloat16() for name, tensor in state.items()}
+        key = "single_partition_of_fp32_groups"
+    states = {"module": module, "param_shapes": shapes, "buffer_names": [], **saved}
+    for i, piece in enumerate(flat):
+        held = {"zero_stage": stage, "partition_count": world, key: [piece]}
+        file = run / f"bf16_{rank.format(i)}_optim_states.pt"
+        torch.save({"optimizer_state_dict": held}, file)
+        if stage == 3:
+            torch.save(states, run / f"{rank.format(i)}_model_states.pt")
+    if stage != 3:
+        torch.save(states, run / "mp_rank_00_model_states.pt")
+    return run
+
+
+def _padded(tensor: torch.Tensor, multiple: int) -> torch.Tensor:
+    flat = tensor.flatten()
+    return torch.nn.functional.pad(flat, (0, -len(flat) % multiple))
