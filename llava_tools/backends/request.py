@@ -124,11 +124,12 @@ class Meter:
         return tokens / 1e6
 
     def line(self) -> str:
-        """Return the counts as one line, and what the first failure was."""
+        """Return the counts as one line: failures by reason, and what the first one was."""
         failed, first = sum(self.failures.values()), f"{self.first_failure}"
+        why = ", ".join(f"{count:,} x {reason}" for reason, count in self.failures.most_common())
         parts = [f"{self.replies:,} replies"]
         parts += [f"{self.cached:,} of them kept from before"] if self.cached else []
-        parts += [f"{failed:,} failed (the first: {first:.200})"] if failed else []
+        parts += [f"{failed:,} failed ({why}; the first: {first:.200})"] if failed else []
         return ", ".join(
             [*parts, f"{self.prompt_tokens:,} + {self.completion_tokens:,} tokens (in + out)"]
         )

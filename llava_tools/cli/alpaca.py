@@ -155,9 +155,11 @@ def _annotate(source: str, given: Mapping[str, Any]) -> tuple[list[dict[str, Any
     write_json(folder / "model_outputs.json", list(model.rows))
     write_json(folder / "reference_outputs.json", list(reference.rows))
     backend = server({**given, "work_dir": folder}, given["annotator"])
-    with progress("judging") as tell:
-        annotations = annotate(model, reference, backend, judge, given["seed"], tell)
-    say_used(backend.meter, given)
+    try:
+        with progress("judging") as tell:
+            annotations = annotate(model, reference, backend, judge, given["seed"], tell)
+    finally:
+        say_used(backend.meter, given)
     return annotations, model.generator, [len(row["output"]) for row in model.rows]
 
 

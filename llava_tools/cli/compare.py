@@ -190,9 +190,11 @@ def _judged(
     judge = read_judge(given["parser"], given["judge_prompt"], given["judge_temperature"])
     backend = server(given, given["judge"])
     pairs = [Pair(row.text, *pair) for row, pair in zip(rows, answers, strict=True)]
-    with progress("judging") as tell:
-        judged = judge_all(backend, judge, pairs, given["orders"], given["seed"], tell)
-    say_used(backend.meter, given)
+    try:
+        with progress("judging") as tell:
+            judged = judge_all(backend, judge, pairs, given["orders"], given["seed"], tell)
+    finally:
+        say_used(backend.meter, given)
     verdicts = [
         [{"preference": v.preference, "reason": v.reason, "reply": v.text} for v in row]
         for row in judged.rows

@@ -66,5 +66,5 @@ def test_a_script_answers_in_order() -> None:
     script = Scripted(lambda request: Failure("timeout") if request.tag else "yes")
     found = dict(script.answers([chat("a"), chat("b", tag="x")]))
     assert found == {0: Reply("yes"), 1: Failure("timeout")}
-    failed = "1 failed (the first: no answer within the time allowed)"
+    failed = "1 failed (1 x timeout; the first: no answer within the time allowed)"
     assert script.meter.line() == f"1 replies, {failed}, 0 + 0 tokens (in + out)"

@@ -156,6 +156,23 @@ def test_bug_1_moves_the_answers_of_wiz_rows_with_an_input_and_no_others(
         assert same == (not row["input"])
 
 
+def test_bug_1_scores_more_tokens_of_long_wiz_rows_without_their_question(
+    model: Path, tmp_path: Path
+) -> None:
+    """We score the same tokens twice; a `.pt` of theirs keeps their choice."""
+    scripts = Scripts(model, "wiz")
+    rows = [row | {"output": row["output"] * (1 + 6 * (i % 2))} for i, row in enumerate(BARE)]
+    saved = scripts.data_analysis(rows)
+    found = score(model, tmp_path, rows, "wiz")
+    for row, record, one in zip(rows, found, saved, strict=True):
+        same = scripts.ratio(row, one) == pytest.approx(record["ifd_loss"], 1e-6)
+        assert same == ("answer_cut" not in record.get("flags", ()))
+    assert {len(record.get("flags", ())) for record in found} == {0, 1}
+    torch.save(saved, tmp_path / "s.pt")
+    wanted = [rows[i] for i in scripts.data_by_ifd(rows, saved, 0.3)]
+    assert chosen(tmp_path, "s.pt", 0.3, "--start-idx", "0") == wanted
+
+
 def test_bug_4_of_no_row_the_scripts_take_all(model: Path, tmp_path: Path) -> None:
     scripts = Scripts(model, "wiz")
     saved = scripts.data_analysis(BARE[:8])

@@ -161,7 +161,8 @@ def test_a_server_that_asks_to_wait_for_ever(
 ) -> None:
     with fake_server(lambda body: Answer({"error": "slow"}, 429)) as server:
         assert run(judged_command(project, server, "--give-up-after", "3")) == 2
-    assert "3 requests in a row failed" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "3 requests in a row failed" in said and " x rate_limited; the first: " in said
     assert (project / "w/eval_results.json").exists()  # the numbers that need no judge
 
 

@@ -108,11 +108,9 @@ def _fingerprint(job: Job, stage: str) -> dict[str, Any]:
 
 def _counted(error: UserError, job: Job) -> UserError:
     """Return an error that ends a stage, with the failures of the run by reason."""
-    failures = job.watch.meter.failures
-    if not failures:
+    if not job.watch.meter.failures:
         return error
-    counts = f"In this run: {job.watch.used()}; {reasons(failures)}."
-    return UserError(f"{error.message} {counts}", error.hint)
+    return UserError(f"{error.message} In this run: {job.watch.used()}.", error.hint)
 
 
 def _check_failed(tally: Tally, allowed: float) -> None:
