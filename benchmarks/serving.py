@@ -27,7 +27,6 @@ from pathlib import Path
 
 import openai
 import torch
-import uvicorn
 from transformers import LlamaConfig, LlamaForCausalLM, TextIteratorStreamer
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -39,7 +38,7 @@ from llava_tools.data.templates import get_template
 from llava_tools.model.llava import LlavaModel
 from llava_tools.model.load import Assistant, load_tokenizer
 from llava_tools.serve.api import ServeSettings, create_app
-from llava_tools.serve.run import Place, listen
+from llava_tools.serve.run import Place, listen, make_server
 from tests import tiny
 
 USERS = 8
@@ -80,7 +79,7 @@ def server(assistant: Assistant) -> Iterator[openai.OpenAI]:
     engine = Engine(assistant, max_rows=USERS)
     listening = listen(Place(port=0))
     app = create_app(engine, ServeSettings(name="bench"))
-    running = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+    running = make_server(app, log_level="error")
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"

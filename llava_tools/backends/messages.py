@@ -139,9 +139,20 @@ def _decoded(url: str, where: str) -> bytes:
 
 def count_images(messages: Sequence[Any]) -> int:
     """Return how many images messages have, without looking at them."""
+    return len(_image_parts(messages))
+
+
+def count_addresses(messages: Sequence[Any]) -> int:
+    """Return how many images messages have by address, without looking at them."""
+    images = [part.get("image_url") for part in _image_parts(messages)]
+    urls = [image.get("url") if isinstance(image, Mapping) else image for image in images]
+    return sum(isinstance(url, str) and not url.startswith("data:") for url in urls)
+
+
+def _image_parts(messages: Sequence[Any]) -> list[Mapping[str, Any]]:
     contents = [m.get("content") for m in messages if isinstance(m, Mapping)]
     parts = [part for content in contents if isinstance(content, list) for part in content]
-    return sum(isinstance(part, Mapping) and part.get("type") == "image_url" for part in parts)
+    return [p for p in parts if isinstance(p, Mapping) and p.get("type") == "image_url"]
 
 
 def image_part(image: Image.Image) -> dict[str, Any]:

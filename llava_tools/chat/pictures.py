@@ -11,13 +11,13 @@ from urllib.parse import unquote, urlsplit
 
 from PIL import Image
 
-from llava_tools.data.addresses import fetch_bytes
+from llava_tools.data.addresses import Allowance, fetch_bytes
 from llava_tools.data.images import decode_image, open_image
 from llava_tools.data.paths import MAX_BYTES
 from llava_tools.errors import UserError
 
 ADDRESS = re.compile("https?://", re.IGNORECASE)
-FETCH_SECONDS = 20.0  # for each step: connecting, every piece that comes
+FETCH_SECONDS = 120.0  # for the whole image
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2")
 # A name at the start of a line: quoted, or with spaces escaped as terminals drop it.
 _WORD = re.compile(r"""\s*('[^']+'|"[^"]+"|(?:\\.|\S)+)""")
@@ -50,9 +50,7 @@ def read_picture(source: str) -> Picture:
     Raises UserError: a file that is missing or no image, an address where there is none.
     """
     if ADDRESS.match(source):
-        data = fetch_bytes(
-            source, "yours", max_bytes=MAX_BYTES, timeout=FETCH_SECONDS, private=True
-        )
+        data = fetch_bytes(source, "yours", Allowance(MAX_BYTES, FETCH_SECONDS), private=True)
         image = decode_image(data, f"What lies at '{source:.80}'")
         return Picture(image, hashlib.sha256(data).hexdigest(), source, data)
     path = as_path(source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,10 +13,10 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from llava_tools.backends.messages import Opener
+from llava_tools.backends.messages import Opener, count_addresses
 from llava_tools.chat.engine import Engine
 from llava_tools.chat.sampling import Chosen
-from llava_tools.data.addresses import fetch_image
+from llava_tools.data.addresses import Allowance, fetch_image
 from llava_tools.serve.answers import (
     Answer,
     Prompt,
@@ -54,6 +55,8 @@ class ServeSettings:
     timeout: float = 600.0
     allow_urls: bool = False
     max_preparing: int = 4  # requests whose images are decoded at the same time
+    max_fetching: int = 8  # requests whose images are fetched at the same time
+    fetch_seconds: float = 20.0  # for all images of a request together
     body_seconds: float = 60.0  # for a request to come in
 
 
@@ -125,7 +128,9 @@ class _Desk:
 
     def __init__(self, engine: Engine, settings: ServeSettings) -> None:
         self.engine, self.settings = engine, settings
-        self._preparing = asyncio.Semaphore(settings.max_preparing)
+        # Apart: who waits for a slow host keeps nobody waiting who sends images.
+        self._decoding = ThreadPoolExecutor(settings.max_preparing, "decode")
+        self._fetching = ThreadPoolExecutor(settings.max_fetching, "fetch")
 
     def check_model(self, name: str | None) -> None:
         """Raise ApiError for another model than the one that is served."""
@@ -137,7 +142,8 @@ class _Desk:
         """Return what opens images by their address, None where that is not allowed."""
         if not self.settings.allow_urls:
             return None
-        return partial(fetch_image, max_bytes=self.settings.max_bytes, timeout=10.0)
+        allowed = Allowance(self.settings.max_bytes, self.settings.fetch_seconds)
+        return partial(fetch_image, allowed=allowed)
 
     async def answer(
         self,
@@ -149,8 +155,9 @@ class _Desk:
         self.check_model(body.model)
         if sum(self.engine.load()) >= self.engine.max_rows + self.engine.max_waiting:
             raise ApiError(429, "Too many requests wait already; try again.")
-        async with self._preparing:
-            prompt = await asyncio.to_thread(prepare)
+        fetches = isinstance(body, ChatRequest) and count_addresses(body.messages)
+        threads = self._fetching if fetches else self._decoding
+        prompt = await asyncio.get_running_loop().run_in_executor(threads, prepare)
         engine, longest = self.engine, self.settings.max_new_tokens
         how = settings_of(body, prompt, engine.assistant, longest)
         answer = Answer(isinstance(body, ChatRequest), self.settings.name, prompt)

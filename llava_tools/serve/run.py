@@ -6,9 +6,11 @@ import logging
 import os
 import signal
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import uvicorn
 from fastapi import FastAPI
 from rich.console import Console
 
@@ -16,12 +18,14 @@ from llava_tools.chat.engine import Engine
 from llava_tools.errors import UserError
 from llava_tools.model.load import Assistant
 from llava_tools.serve.api import ServeSettings, create_app
+from llava_tools.serve.connections import PatientConnection
 
 log = logging.getLogger(__name__)
 
 KEY_VARIABLE = "LLAVA_TOOLS_API_KEY"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 STUCK_SECONDS = 60  # a client that takes nothing for so long has its connection closed
+MOST_FILES = 65_536
 GRACE_SECONDS = 10  # for answers in the making, when the server is told to stop
 
 
@@ -54,10 +58,8 @@ def serve(
 
 def run_app(app: FastAPI, listening: socket.socket, note: str) -> None:
     """Run an app on a socket of `listen` until SIGINT or SIGTERM; `note` says where it is."""
-    import uvicorn
-
-    options: dict[str, Any] = {"timeout_graceful_shutdown": GRACE_SECONDS, "log_level": "warning"}
-    server = uvicorn.Server(uvicorn.Config(app, **options))
+    server = make_server(app)
+    _allow_files()
 
     def leave(*_: Any) -> None:
         server.should_exit = True
@@ -70,6 +72,27 @@ def run_app(app: FastAPI, listening: socket.socket, note: str) -> None:
         server.run(sockets=[listening])
     finally:
         listening.close()
+
+
+def make_server(app: FastAPI, **options: Any) -> uvicorn.Server:
+    """Return a server for an app, with our limits on connections; `options` are uvicorn's."""
+    ours: dict[str, Any] = {
+        "http": PatientConnection,
+        "ws": "none",
+        "timeout_graceful_shutdown": GRACE_SECONDS,
+        "log_level": "warning",
+    }
+    return uvicorn.Server(uvicorn.Config(app, **ours | options))
+
+
+def _allow_files() -> None:
+    """Let this process have as many connections as the system allows; often it is 1,024."""
+    with suppress(ImportError, ValueError, OSError):
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        limit = max(soft, min(hard, MOST_FILES)) if hard >= 0 else MOST_FILES
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 def key_from_environment() -> str | None:

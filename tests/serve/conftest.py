@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 
 from llava_tools.chat.engine import Engine
 from llava_tools.model.load import Assistant, load_assistant
 from llava_tools.serve.api import ServeSettings, create_app
-from llava_tools.serve.run import Place, listen
+from llava_tools.serve.run import Place, listen, make_server
 from tests import tiny
 
 Start = Callable[..., str]
@@ -27,10 +26,11 @@ def assistant(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Assistan
 
 @contextmanager
 def running(engine: Engine, **settings: Any) -> Iterator[str]:
-    """Serve on a free port; yield the base URL."""
+    """Serve on a free port; yield the base URL. `http` is a kind of connection."""
+    options = {"http": settings.pop("http")} if "http" in settings else {}
     app = create_app(engine, ServeSettings(**{"name": "tiny", **settings}))
     listening = listen(Place(port=0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
+    server = make_server(app, log_level="error", timeout_graceful_shutdown=1, **options)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     try:

@@ -161,7 +161,8 @@ def test_texts_that_are_no_unicode_are_refused(start: Start) -> None:
 
 def test_a_request_that_does_not_come_is_given_up(start: Start) -> None:
     url = start(body_seconds=0.2)
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{"
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+    head += b"Content-Length: 99\r\n\r\n{"
     status, body = raw(url, head)  # and nothing more
     assert status == 408 and "did not come within 0.2 s" in body["error"]["message"]
 

@@ -8,12 +8,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-import uvicorn
 
 from llava_tools.chat.engine import Engine
 from llava_tools.model.generate import GenerationSettings
 from llava_tools.model.load import Assistant, load_assistant
-from llava_tools.serve.run import Place, listen
+from llava_tools.serve.run import Place, listen, make_server
 from llava_tools.web.app import Start, create_page
 from tests import tiny
 
@@ -37,12 +36,8 @@ def serve(assistants: dict[str, Assistant]) -> Iterator[Serve]:
         def begin(*families: str, system: str | None = None) -> str:
             engines = [Engine(assistants[family]) for family in families]
             listening = listen(Place(port=0))
-            config = uvicorn.Config(
-                create_page(engines, Start(SETTINGS, system)),
-                log_level="error",
-                timeout_graceful_shutdown=1,
-            )
-            server = uvicorn.Server(config)
+            page = create_page(engines, Start(SETTINGS, system))
+            server = make_server(page, log_level="error", timeout_graceful_shutdown=1)
             thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
             thread.start()
 
