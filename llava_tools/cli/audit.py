@@ -54,6 +54,7 @@ def audit(
 
     settings = load_settings(config, [*(cfg_options or []), "tokenized_folder=None"])
     check_files(settings, config)
+    _check_targets([path for path in (json, html) if path and path != "-"], config, settings)
     if max_rows:
         fewer = tuple(
             replace(s, max_rows=min(max_rows, s.max_rows or max_rows)) for s in settings.datasets
@@ -93,6 +94,18 @@ def _refuse(report: Report, max_skipped: float) -> None:
             f"max_skipped = {max_skipped:g} allows.",
             "Mend the data or the config, or raise max_skipped.",
         )
+
+
+def _check_targets(targets: list[str], config: str, settings: Settings) -> None:
+    """Refuse what cannot be written, or is an input, before all rows are read."""
+    inputs = [Path(path) for path in (config, *(spec.data_path for spec in settings.datasets))]
+    for path in map(Path, targets):
+        if path.is_dir():
+            raise UserError(f"Cannot write '{path}': it is a folder.", "Name a file.")
+        if not path.absolute().parent.is_dir():
+            raise UserError(f"Cannot write '{path}': its folder is not there.", "Make it first.")
+        if path.exists() and any(source.exists() and path.samefile(source) for source in inputs):
+            raise UserError(f"'{path}' is one of the inputs.", "Name another file.")
 
 
 def _write(path: str, data: bytes) -> None:

@@ -173,8 +173,24 @@ def test_the_command_reports_and_ends_with_2(
     assert [(r["reason"], r["fault"], r["count"]) for r in found if r["fault"]] == [
         ("missing_image", True, 1)
     ]
-    assert run(["data", "audit", config, "--html", str(tmp_path / "no" / "a.html")]) == 2
-    assert "Cannot write" in capsys.readouterr().err
+
+
+def test_a_report_that_cannot_be_written_is_told_before_the_rows_are_read(
+    parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, data = _hostile(tmp_path, parts), tmp_path / "hostile.json"
+    before = data.read_bytes()
+    for target, message in (
+        (tmp_path / "no" / "a.html", "its folder is not there"),
+        (tmp_path, "it is a folder"),
+        (data, "is one of the inputs"),
+        (Path(config), "is one of the inputs"),
+    ):
+        for flag in ("--html", "--json"):
+            assert run(["data", "audit", config, flag, str(target)]) == 2
+            printed = capsys.readouterr()
+            assert message in printed.err and not printed.out
+    assert data.read_bytes() == before
 
 
 def test_the_page_is_escaped_and_shows_the_image(parts: Path, tmp_path: Path) -> None:
