@@ -107,6 +107,8 @@ def convert(
             )
         return towers.convert_tower(src, dst, to, dtype, max_shard_size, overwrite, verify)
     _known("format", to, WRITERS)
+    if dtype == QUANTIZED and to != "gguf":
+        raise UserError(f"The {to} format has no {QUANTIZED}.", f"{QUANTIZED} goes with --to gguf.")
     if dtype not in (None, "auto", "keep"):
         _known("dtype", str(dtype), DTYPES | {QUANTIZED: None} if to == "gguf" else DTYPES)
     parse_size(max_shard_size)

@@ -95,7 +95,7 @@ def test_dtypes_have_both_spellings_and_q8_0_is_of_gguf_alone(tmp_path: Path) ->
     save_model(tmp_path / "model", "vicuna")
     assert convert(tmp_path / "model", tmp_path / "a", "gguf", dtype="fp16")["dtype"] == "float16"
     assert convert(tmp_path / "model", tmp_path / "b", "gguf", dtype="f16")["dtype"] == "float16"
-    with pytest.raises(UserError, match="Unknown dtype 'q8_0'"):
+    with pytest.raises(UserError, match="The hf format has no q8_0"):
         convert(tmp_path / "model", tmp_path / "c", "hf", dtype="q8_0")
     with pytest.raises(UserError, match="Unknown dtype 'q4_k'"):
         convert(tmp_path / "model", tmp_path / "c", "gguf", dtype="q4_k")
