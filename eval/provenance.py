@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 
 
 def prompts_digest(questions: Sequence[Question]) -> str:
-    """Return one hash of all prompts in order: it changes when the wording of any does."""
-    joined = "".join(prompt_hash(question) for question in questions)
+    """Return one hash of all prompts in order, with which of their rows' pictures are shown."""
+    joined = "".join(
+        f"{prompt_hash(question)}{[picture.part for picture in question.pictures]}"
+        for question in questions
+    )
     return hashlib.sha256(joined.encode()).hexdigest()[:16]
 
 

@@ -166,6 +166,14 @@ def test_any_batch_size_answers_alike_and_places_matter(
     assert list(rules) == ["official", "lmms-eval", "vlmevalkit", "vlmevalkit-2026"]
 
 
+def test_another_choice_of_images_is_another_run(assistant: Assistant, tmp_path: Path) -> None:
+    """The words are the same, the images are not."""
+    data, settings = table(tmp_path), {"assistant": assistant, "max_new_tokens": 1}
+    evaluate("mmmu", "m", data, tmp_path / "w", protocol="official", **settings)
+    with pytest.raises(UserError, match="answers of another run: prompts was '[0-9a-f]{16}'"):
+        evaluate("mmmu", "m", data, tmp_path / "w", protocol="lmms-eval", **settings)
+
+
 def test_tokens_have_one_image_each_between_the_texts_own(assistant: Assistant) -> None:
     """XTuner's way, written again: fill in the template, cut at `<image>`, encode every piece."""
     prompt = asked(BOTH[0], row("Is <image 1> like <image 2>?", A="<image 2>", B="no")).prompt
