@@ -44,8 +44,21 @@ function show() {
   showControls();
 }
 
+function pieces(text) {
+  // Code between fences keeps its columns; anything else is shown as the model wrote it.
+  return text.split(/^```[^`\n]*\n?/m).map((piece, number, all) => {
+    const code = number % 2 === 1;
+    const trimmed = code || number < all.length - 1 ? piece.replace(/\n$/, "") : piece;
+    if (!code) return document.createTextNode(trimmed);
+    const block = element("pre", "", trimmed);
+    block.tabIndex = 0; // a keyboard scrolls it, too
+    return block;
+  });
+}
+
 function answerBox(answer) {
-  const box = element("div", answer.failed ? "answer failed" : "answer", answer.text);
+  const box = element("div", answer.failed ? "answer failed" : "answer");
+  box.append(...pieces(answer.text));
   if (answer.note) box.append(element("small", "", answer.note));
   answer.box = box;
   return box;
@@ -58,6 +71,7 @@ function refresh(answer) {
 }
 
 function showControls() {
+  $("talk").ariaBusy = String(running !== null); // read aloud when it is whole
   $("send").disabled = running !== null || models.length === 0;
   $("stop").disabled = running === null;
   $("again").disabled = running !== null || turns.length === 0;
@@ -65,7 +79,7 @@ function showControls() {
   $("images").replaceChildren(...images.flatMap((uri, number) => {
     const remove = element("button", "", "×");
     remove.type = "button";
-    remove.title = "Remove this image";
+    remove.title = remove.ariaLabel = `Remove image ${number + 1}`;
     remove.onclick = () => { images.splice(number, 1); showControls(); };
     return [picture(uri), remove];
   }));
@@ -238,6 +252,9 @@ $("file").addEventListener("change", () => {
 });
 $("question").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) send(event);
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape") running?.abort();
 });
 document.addEventListener("paste", (event) => {
   if (event.clipboardData.files.length) addImages([...event.clipboardData.files]);
