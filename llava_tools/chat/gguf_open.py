@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import shlex
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -71,6 +72,14 @@ def open_gguf(
         )
     chosen = check_template(get_template(name), tokenizer)
     return GgufAssistant(Runner(llama, mmproj), tokenizer, chosen, path)
+
+
+def server_command(model: str) -> str:
+    """Return what serves a GGUF file, or the one in a folder. Raises UserError as `open_gguf`."""
+    file = _model_file(Path(model).expanduser())
+    mmproj = _mmproj_beside(file)
+    tower = f" --mmproj {shlex.quote(str(mmproj))}" if mmproj else ""
+    return f"llama-server -m {shlex.quote(str(file))}{tower} --port 8000"
 
 
 def _model_file(path: Path) -> Path:

@@ -12,7 +12,7 @@ from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 
-from llava_tools.chat.gguf_open import is_gguf, open_gguf
+from llava_tools.chat.gguf_open import is_gguf, open_gguf, server_command
 from llava_tools.chat.session import Session
 from llava_tools.data.images import open_image
 from llava_tools.errors import UserError
@@ -96,8 +96,9 @@ def open_assistant(
     """Load a model as `open_session` does; `options` are those of `build_assistant`."""
     if is_gguf(model):
         raise UserError(
-            f"'{model}' is GGUF, which only a dialogue in the terminal and --prompt talk with.",
-            "Give the folder that it was converted from, or serve the file with llama-server.",
+            f"'{model}' is GGUF: it can be talked with in the terminal; llama.cpp has a server.",
+            f"{server_command(model)} (OpenAI's API at /v1, a page at /), or give the folder that "
+            "the file was converted from.",
         )
     with Console(stderr=True).status(f"Loading {escape(model)}"):
         held = None

@@ -6,7 +6,18 @@ from typing import Annotated
 
 from typer import Option
 
-from llava_tools.cli.options import Device, Dtype, ModelArgument, PromptTemplate, RunConfig
+from llava_tools.cli.options import (
+    Adapter,
+    Bits,
+    Device,
+    DoubleQuant,
+    Dtype,
+    ModelArgument,
+    PromptTemplate,
+    QuantType,
+    RunConfig,
+    quantization,
+)
 from llava_tools.errors import UserError
 
 Host = Annotated[str, Option(help="Address to listen on; 0.0.0.0 lets other machines in.")]
@@ -35,6 +46,10 @@ def serve(
     dtype: Dtype = "auto",
     device: Device = "auto",
     config: RunConfig = None,
+    adapter: Adapter = None,
+    bits: Bits = None,
+    quant_type: QuantType = "nf4",
+    double_quant: DoubleQuant = True,
 ) -> None:
     """Serve a model over OpenAI's chat API, with images.
 
@@ -50,12 +65,19 @@ def serve(
         raise UserError(
             f"Serving needs the package '{error.name}'.", "pip install 'llava-tools[serve]'"
         ) from error
-    from llava_tools.model.load import load_assistant
+    from llava_tools.chat.start import open_assistant
 
+    packing = quantization(bits, quant_type, double_quant)
     place = Place(host, port, max_rows, max_waiting)
     listening = listen(place)  # before time is spent on loading
-    assistant = load_assistant(
-        model, template=prompt_template, dtype=dtype, device=device, config=config
+    assistant = open_assistant(
+        model,
+        template=prompt_template,
+        dtype=dtype,
+        device=device,
+        config=config,
+        adapter=adapter,
+        quantization=packing,
     )
     settings = ServeSettings(
         name=name or Path(model).resolve().name,

@@ -11,6 +11,7 @@ import pytest
 from llava_tools.chat import gguf_open
 from llava_tools.chat.gguf_open import is_gguf
 from llava_tools.chat.start import open_assistant, open_session
+from llava_tools.cli.entry import run
 from llava_tools.errors import UserError
 
 
@@ -88,6 +89,14 @@ def test_llama_cpp_is_missing_or_old(
         open_session(str(tmp_path / "m.gguf"))
 
 
-def test_only_the_dialogue_takes_gguf(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="(?s)only a dialogue in the terminal.*llama-server"):
-        open_assistant(str(tmp_path / "m.gguf"))
+def test_only_the_dialogue_takes_gguf(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """What does serve it is told, with the files of this model."""
+    touch(tmp_path, "a m.gguf", "a m-mmproj-f16.gguf")
+    wanted = f"llama-server -m '{tmp_path}/a m.gguf' --mmproj '{tmp_path}/a m-mmproj-f16.gguf' "
+    with pytest.raises(UserError, match="is GGUF: it can be talked with in the terminal") as told:
+        open_assistant(str(tmp_path))
+    assert told.value.hint.startswith(f"{wanted}--port 8000 ")
+    assert run(["serve", str(tmp_path), "--port", "0"]) == 2
+    assert wanted in " ".join(capfd.readouterr().err.split()) + " "
+    with pytest.raises(UserError, match="There is no file"):
+        open_assistant(str(tmp_path / "gone.gguf"))
