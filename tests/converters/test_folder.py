@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -90,16 +91,16 @@ def test_a_disk_that_is_too_small_is_known_before(tmp_path: Path) -> None:
 
 def test_a_place_that_takes_no_folder_is_named_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    places = {tmp_path / "file/x": ("File exists", "Choose another place")}
+    places = {tmp_path / "file/x": "Choose another place"}
     if sys.platform == "linux":  # a file system with no room at all, which is not full
-        places[Path("/proc/x")] = ("No such file or directory", "No folder can be made there")
-    for place, (message, hint) in places.items():
+        places[Path("/proc/x")] = "(No folder can be made|You may not write) there"
+    for place, hint in places.items():
         with (
-            pytest.raises(UserError, match=f"Could not write '{place}': {message}") as caught,
+            pytest.raises(UserError, match=f"Could not write '{place}': .* Nothing was") as caught,
             new_folder(place, need=1),
         ):
             raise AssertionError("must not start")
-        assert caught.value.hint.startswith(hint)
+        assert re.match(hint, caught.value.hint)
 
 
 @pytest.mark.parametrize(
