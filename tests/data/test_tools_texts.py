@@ -60,6 +60,31 @@ def test_only_answers_that_are_pages_are_changed(tmp_path: Path) -> None:
     assert lines(tmp_path / "kept.jsonl") == rows
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "<p>What is this?</p>", "input": "<p>x</p>", "output": "PAGE"},
+        {"instruction": "<p>What is this?</p>", "response": "PAGE", "system": "<p>x</p>"},
+    ],
+)
+def test_answers_under_a_key_of_their_own_become_markdown(
+    tmp_path: Path, row: dict[str, str]
+) -> None:
+    page = "<p>It is a <b>cat</b>, no dog.</p><ul><li>red</li></ul>"
+    text = "Write <p>it</p> so, in two tags."
+    data = tmp_path / "in.jsonl"
+    held = [
+        {key: value.replace("PAGE", answer) for key, value in row.items()}
+        for answer in (page, text)
+    ]
+    data.write_text("".join(json.dumps(one) + "\n" for one in held))
+    found = json.loads(run("clean", data, tmp_path / "o.jsonl", "--html", "--json"))
+    assert found["notes"] == {"html_to_markdown": 1} and found["written"] == 2
+    out = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    key = "output" if "output" in row else "response"
+    assert out == [row | {key: "It is a **cat**, no dog.\n\n- red"}, row | {key: text}]
+
+
 def test_copies_are_told_after_the_html_is_gone(tmp_path: Path) -> None:
     rows = [
         chat("a", "What is a lens?", "A piece of glass."),
@@ -186,6 +211,14 @@ def test_long_work_is_told(
     with caplog.at_level(logging.INFO):
         run("stats", data)
     assert f"{data}: 3 rows" in caplog.text and "ETA 0 s" in caplog.text
+
+
+def test_what_a_conversion_mends_is_told(tmp_path: Path) -> None:
+    row = chat("a", "One?", "", "Two?", "Yes.", "Three?")
+    data = write(tmp_path / "in.jsonl", row)
+    found = json.loads(run("convert", data, tmp_path / "o.jsonl", "--to", "llava", "--json"))
+    assert found["notes"] == {"empty_pair": 1, "question_unanswered": 1}
+    assert lines(tmp_path / "o.jsonl")[0]["conversations"] == row["conversations"][2:4]
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ def convert(rows: Iterable[Read], tally: Tally, target: str) -> Iterator[Row]:
         lost = sorted(set(read.row) - set(row) - known - {"output", "text"})
         if lost:
             tally.note(read.origin, "other_fields_left_out", ", ".join(lost))
+        for mended in sorted(set(read.sample.mended)):  # the row is written as training has it
+            tally.note(read.origin, mended, f"{read.sample.mended.count(mended)} times")
         yield ({"id": read.row["id"]} if "id" in read.row else {}) | row
 
 
