@@ -72,7 +72,8 @@ def _failed(target: Path, error: OSError, need: int) -> UserError:
             f"The disk of '{target}' is full; nothing was written.",
             f"About {_size(need)} are needed: free some space, or write elsewhere.",
         )
-    place = f" ('{error.filename}')" if error.filename else ""
+    inner = str(error.filename or "")  # our own hidden name says nothing
+    place = f" ('{inner}')" if inner and not inner.endswith(".partial") else ""
     return UserError(
         f"Could not write '{target}': {error.strerror or error}{place}. Nothing was written.",
         _HINTS.get(error.errno or 0, "Choose another place, or mend this one."),
