@@ -44,7 +44,8 @@ def generate_groups(
     `generate`. A model that cannot go on from a computed head answers without sharing.
     """
     heads = shared_heads(prompts, groups)
-    if not _pays(prompts, heads) or not _can_share(assistant, settings):
+    longest = _longest(assistant, prompts, heads, settings)
+    if not _pays(prompts, heads) or not _can_share(assistant, settings, longest):
         return generate(assistant, prompts, settings=settings, features=features)
     firsts = [i for i in range(len(prompts)) if not i or groups[i] != groups[i - 1]]
     embeds, head_mask = left_padded(
@@ -82,18 +83,38 @@ def _pays(prompts: Sequence[Prompt], heads: Sequence[int]) -> bool:
     return images_inside and min(heads) > 0
 
 
-def _can_share(assistant: Assistant, settings: GenerationSettings) -> bool:
+def _longest(
+    assistant: Assistant,
+    prompts: Sequence[Prompt],
+    heads: Sequence[int],
+    settings: GenerationSettings,
+) -> int:
+    """Return how many places the longest row takes, padding and answer included."""
+    more = assistant.model.num_patches - 1  # places of an image besides its own token
+    shared = [prompt[:head] for prompt, head in zip(prompts, heads, strict=True)]
+    head = max(len(ids) + more * list(ids).count(IMAGE_TOKEN_ID) for ids in shared)
+    tail = max(len(prompt) - head for prompt, head in zip(prompts, heads, strict=True))
+    return head + tail + settings.max_new_tokens
+
+
+def _can_share(assistant: Assistant, settings: GenerationSettings, longest: int) -> bool:
     """Tell whether the LLM's attention reads a prepared cache, and nothing looks at the prompt.
 
-    Stop strings and repetition penalties would see the ids of the prompt too.
+    A window (Phi-3's is 2,047 places) does not matter to rows that it holds whole. Stop strings and
+    repetition penalties would see the ids of the prompt too.
     """
     llm = assistant.model.llm
     config = llm.config
-    windowed = getattr(config, "sliding_window", None) or getattr(config, "layer_types", None)
-    full = not windowed or set(getattr(config, "layer_types", None) or ()) == {"full_attention"}
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if not kinds:
+        kinds = {"sliding_attention" if window else "full_attention"}
+    sees_all = kinds == {"full_attention"} or (
+        kinds <= {"full_attention", "sliding_attention"} and window and longest <= window
+    )
     known = type(llm).__module__.startswith("transformers.")
     _, strings = stop_rules(assistant, settings)
-    return known and full and not strings and settings.repetition_penalty == 1.0
+    return bool(known and sees_all) and not strings and settings.repetition_penalty == 1.0
 
 
 def _size(groups: Sequence[int], first: int) -> int:

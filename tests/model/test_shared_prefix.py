@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,33 @@ def test_answers_are_those_of_whole_prompts(
     computed.clear()
     generate(assistant, prompts, settings=SETTINGS, features=features)
     assert shared < 0.7 * sum(computed), "heads are not shared"
+
+
+@pytest.mark.parametrize("family", ["phi3", "gemma2"])
+@pytest.mark.parametrize("spare", [0, -1])
+def test_a_window_that_holds_the_rows_does_not_matter(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, spare: int
+) -> None:
+    """Phi-3-mini's is 2,047. One place less than the longest row takes, and nothing is shared."""
+    folder = tiny.save_xtuner(tmp_path / "m", parts, family)
+    template = None if family == "phi3" else "gemma"
+    prompts, groups, features = material(load_assistant(folder, template=template))
+    heads = shared_heads(prompts, groups)
+    head = max(h + 3 * p[:h].count(IMAGE_TOKEN_ID) for p, h in zip(prompts, heads, strict=True))
+    tail = max(len(p) - h for p, h in zip(prompts, heads, strict=True))
+    config = json.loads((folder / "config.json").read_text())
+    window = {"sliding_window": head + tail + SETTINGS.max_new_tokens + spare}
+    (folder / "config.json").write_text(json.dumps(config | window))
+    assistant = load_assistant(folder, template=template)
+    plain = generate(assistant, prompts, settings=SETTINGS, features=features)
+    if spare < 0:
+        monkeypatch.setattr(shared_prefix, "roomy_cache", None)  # nobody may prepare one
+    computed = count_calls(assistant, monkeypatch)
+    assert generate_groups(assistant, prompts, groups, features, SETTINGS) == plain
+    shared = sum(computed)
+    computed.clear()
+    generate(assistant, prompts, settings=SETTINGS, features=features)
+    assert (shared < 0.7 * sum(computed)) == (spare == 0)
 
 
 def test_a_row_alone_and_a_whole_batch_agree(assistant: Assistant) -> None:
