@@ -1,6 +1,6 @@
 """Two models on one benchmark: who is better, and whether that is more than chance.
 
-llava-tools eval compare-runs DIR DIR
+llava-tools eval compare-runs DIR DIR        # work dirs of one benchmark, or of a suite
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from llava_tools.eval.pictures import Index
 from llava_tools.eval.report import Report, load_report
 from llava_tools.eval.scores import COPY_STEP
 from llava_tools.eval.sheets import read_xlsx
+from llava_tools.eval.suite import load_results
 
 CIRCULAR = ("mmbench", "ccbench")  # whose questions have copies: right when all are
 
@@ -48,6 +49,28 @@ def compare_runs(first: str | Path, second: str | Path) -> dict[str, Any]:
         "only_second": only[1],
         "p": mcnemar(*only),
     }
+
+
+def compare_suites(first: str | Path, second: str | Path) -> dict[str, Any]:
+    """Compare what two suites have both evaluated: heading -> `compare_runs`, or why there is none.
+
+    Raises UserError for a folder that holds no suite.
+    """
+    cells = [load_results(folder)["cells"] for folder in (first, second)]
+    found: dict[str, Any] = {}
+    for heading in cells[0]:
+        if heading not in cells[1]:
+            continue
+        places = [Path(cell[heading]["work_dir"]).name for cell in cells]
+        if not all(cell[heading]["values"] for cell in cells):
+            continue  # to be submitted
+        try:
+            found[heading] = compare_runs(Path(first) / places[0], Path(second) / places[1])
+        except UserError as error:
+            found[heading] = {"error": error.message}
+    if not found:
+        raise UserError(f"'{first}' and '{second}' have no benchmark in common.", "Evaluate more.")
+    return found
 
 
 def _must_agree(reports: list[Report]) -> dict[str, list[Any]]:

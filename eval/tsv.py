@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ from llava_tools.eval.pictures import (
     split_cell,
 )
 
+log = logging.getLogger(__name__)
+
+LARGE_FILE = 200 * 10**6  # bytes: reading it takes seconds
 LARGEST_CELL = 2**28  # characters; Python's own limit is 128 KiB, less than one photograph
 
 
@@ -78,7 +82,8 @@ def _file_bytes(picture: Picture) -> bytes:
 
 def is_absent(cell: str) -> bool:
     """Return whether a cell is blank; pandas also writes a missing value as `nan`."""
-    return cell.strip().lower() in ("", "nan")
+    text = cell.strip()
+    return len(text) <= 3 and text.lower() in ("", "nan")
 
 
 def read_table(path: str | Path, required: Sequence[str], *, images: bool = True) -> Table:
@@ -92,6 +97,8 @@ def read_table(path: str | Path, required: Sequence[str], *, images: bool = True
     if not path.is_file():
         raise UserError(f"There is no file '{path}'.", "Give the benchmark's TSV with --data-path.")
     csv.field_size_limit(max(csv.field_size_limit(), LARGEST_CELL))
+    if (size := path.stat().st_size) > LARGE_FILE:
+        log.info("Reading '%s' (%.1f GB) ...", path, size / 1e9)
     digest = hashlib.md5(usedforsecurity=False)
     with path.open("rb") as file:
         lines = _Lines(file, digest)

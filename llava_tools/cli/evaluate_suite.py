@@ -134,27 +134,35 @@ def _print(
 
 
 def compare_runs(
-    first: Annotated[Path, Argument(metavar="DIR", help="Work dir of an evaluation.")],
+    first: Annotated[Path, Argument(metavar="DIR", help="Work dir of an evaluation or a suite.")],
     second: Annotated[Path, Argument(metavar="DIR", help="Work dir of another one.")],
     as_json: Json = False,
 ) -> None:
-    """Compare two models on one benchmark, question by question, with significance."""
+    """Compare two models question by question, with significance: on a benchmark, or on a suite."""
     import json
 
-    from llava_tools.eval import compare_runs
+    from llava_tools.eval import compare_runs, suite
 
-    found = compare_runs.compare_runs(first, second)
+    whole = all((folder / suite.RESULTS).is_file() for folder in (first, second))
+    compare = compare_runs.compare_suites if whole else compare_runs.compare_runs
+    found = compare(first, second)
     if as_json:
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
         return
+    for name, part in found.items() if whole else [("", found)]:
+        sys.stdout.write(name + ": " * whole + "\n".join(_compared(part)) + "\n")
+
+
+def _compared(found: dict[str, Any]) -> list[str]:
+    if "error" in found:
+        return [found["error"]]
     models = zip(found["right"], found["models"], strict=True)
-    lines = [
+    return [
         f"{found['benchmark']}, protocol {found['protocol']}, {found['questions']} questions",
         *(f"  {right} right: {model}" for right, model in models),
         f"  right by the first alone {found['only_first']}, by the second {found['only_second']}; "
         f"McNemar p = {found['p']:.3g}",
     ]
-    sys.stdout.write("\n".join(lines) + "\n")
 
 
 def show(

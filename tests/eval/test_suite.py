@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,20 @@ def scored(tmp_path: Path, name: str, right: list[int], protocol: str = "vlmeval
     return tmp_path / name
 
 
+def _as_suites(first: Path, second: Path) -> None:
+    """Give two runs a suite each; of a second benchmark only the numbers are left."""
+    cells = {
+        "MMBench Dev (EN)": {"values": [0.5], "work_dir": "x/DEV"},
+        "AI2D Test": {"values": [0.5], "work_dir": "x/AI2D"},
+        "MMBench Test (EN)": {"values": None, "work_dir": "x/TEST"},
+    }
+    for work, name, has in ((first, "sa", cells), (second, "sb", cells), (first, "sc", {})):
+        folder = work.parent / name
+        shutil.copytree(work, folder / "DEV")
+        results = {"suite": "llava-table", "model": name, "cells": has, "failed": {}}
+        (folder / "results.json").write_text(json.dumps(results))
+
+
 def test_two_runs_question_by_question(tmp_path: Path, capsys: Any) -> None:
     first = scored(tmp_path, "a", [0, 1, 2, 3, 4])
     second = scored(tmp_path, "b", [0, 5])
@@ -145,6 +160,14 @@ def test_two_runs_question_by_question(tmp_path: Path, capsys: Any) -> None:
     assert found["p"] == pytest.approx(2 * (1 + 5) / 32)
     assert run(["eval", "compare-runs", str(first), str(second)]) == 0
     assert "McNemar p = 0.375" in capsys.readouterr().out
+    _as_suites(first, second)
+    assert run(["eval", "compare-runs", str(tmp_path / "sa"), str(tmp_path / "sb")]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("MMBench Dev (EN): mmbench, protocol vlmevalkit, 6 questions\n  5 right")
+    assert text.count("McNemar p = 0.375") == 1 and "AI2D Test: '" in text
+    assert "holds no scores.json" in text
+    assert run(["eval", "compare-runs", str(tmp_path / "sa"), str(tmp_path / "sc")]) == 2
+    assert "have no benchmark in common" in capsys.readouterr().err
     other = scored(tmp_path, "c", [0], "xtuner")
     assert run(["eval", "compare-runs", str(first), str(other)]) == 2
     assert "differ in their protocol: vlmevalkit and xtuner" in capsys.readouterr().err
