@@ -144,14 +144,27 @@ def _order(item: tuple[str, int]) -> tuple[bool, str]:
     return item[0] in LAST, item[0]
 
 
+def check_name(repo: str) -> None:
+    """Raise UserError for a name that the hub would refuse."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise UserError(
+            f"'{repo}' is no name of a repository: {first_line(error)}", "Write it as USER/NAME."
+        ) from error
+
+
 def push(upload: Upload, repo: str, *, private: bool = False) -> dict[str, Any]:
     """Send all files in one commit, which is there whole or not at all; return where it is.
 
     Raises UserError: no token, a name or a repository that the hub refuses, no network.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.errors import HFValidationError
 
+    check_name(repo)
     api = HfApi()
     try:
         url = api.create_repo(repo, private=private, exist_ok=True)
@@ -164,10 +177,6 @@ def push(upload: Upload, repo: str, *, private: bool = False) -> dict[str, Any]:
             ],
             commit_message=f"Add {upload.kind} with llava-tools",
         )
-    except HFValidationError as error:
-        raise UserError(
-            f"'{repo}' is no name of a repository: {first_line(error)}", "Write it as USER/NAME."
-        ) from error
     except Exception as error:
         if isinstance(error, UserError):
             raise

@@ -28,9 +28,10 @@ def push(
 
     The token comes from `hf auth login` or from HF_TOKEN.
     """
-    from llava_tools.chat.push import plan_upload
+    from llava_tools.chat.push import check_name, plan_upload
     from llava_tools.chat.push import push as send
 
+    check_name(repo)
     upload = plan_upload(folder, adapter_only)
     for name, size in upload.files.items():
         echo(f"{size / 1e6:10.2f} MB  {name}", err=True)

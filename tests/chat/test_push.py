@@ -113,6 +113,8 @@ def test_a_dry_run_sends_nothing(parts: Path, hub: Hub, capsys: pytest.CaptureFi
     assert command(["push", str(parts / "phi3"), "me/model", "--dry-run"]) == 0
     out, err = capsys.readouterr()
     assert "model.safetensors" in err and "model: " in err and "Nothing was sent" in out
+    assert command(["push", str(parts / "phi3"), "my model", "--dry-run"]) == 2
+    assert "'my model' is no name of a repository" in capsys.readouterr().err
     assert not hub.asked
 
 
