@@ -30,7 +30,9 @@ def config_text(settings: Settings, *, defaults: bool = True) -> str:
 def dump_config(settings: Settings, path: Path) -> None:
     """Write every setting of a run to `path`, so that it needs no base and no later default."""
     head = f'{RUN_HEAD} {__version__}."""\n\n'
-    path.write_text(head + config_text(settings), encoding="utf-8")
+    partial = path.with_name(f".{path.name}")
+    partial.write_text(head + config_text(settings), encoding="utf-8")
+    partial.replace(path)
 
 
 def is_run_config(path: Path) -> bool:

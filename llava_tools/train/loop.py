@@ -131,10 +131,13 @@ def train(run: Run, hooks: list[Hook]) -> None:
 
 
 def diverged(run: Run) -> UserError:
-    """Return the error for a gradient that is not finite: the weights are lost, so save nothing."""
+    """Return the error for a gradient that is not finite: nothing may be saved after it.
+
+    The plain engine's weights are lost then; DeepSpeed skips the update in some of its stages.
+    """
     return UserError(
-        f"The gradient of step {run.step + 1} is {run.grad_norm}: the weights are of no use any "
-        "more, and were not saved.",
+        f"The gradient of step {run.step + 1} is {run.grad_norm}: the run has diverged. It ends "
+        "here, and its weights are not saved.",
         "Go on from the last checkpoint with a smaller lr (--resume --cfg-options lr=...); where "
         "it happens in the first step, the weights or the data are broken.",
     )

@@ -63,18 +63,18 @@ def run_training(
         from llava_tools.train.zero import init_distributed
 
         init_distributed()
-    first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    world = torch.distributed
+    rank, size = (world.get_rank(), world.get_world_size()) if world.is_initialized() else (0, 1)
     start = find_start(work_dir, resume)
+    settings, began_with = as_begun(settings, start, size)
     work_dir.mkdir(parents=True, exist_ok=True)
-    with alone(work_dir) if first else nullcontext():
-        return _run(settings, work_dir, deepspeed, start, first)
+    with alone(work_dir) if rank == 0 else nullcontext():
+        return _run(settings, work_dir, deepspeed, start, began_with)
 
 
 def _run(
-    settings: Settings, work_dir: Path, deepspeed: str | None, start: Path | None, first: bool
+    settings: Settings, work_dir: Path, deepspeed: str | None, start: Path | None, began_with: int
 ) -> int:
-    world_size = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-    settings, began_with = as_begun(settings, start, world_size)
     tokenizer = build_tokenizer(settings)
     check_vocabulary(settings, tokenizer)
     image_processor = build_image_processor(settings)
@@ -93,7 +93,7 @@ def _run(
     run.base_mark = mark_bases(model, settings)
     if start is not None:
         resume_from(run, start)
-    if first:
+    if engine.rank == 0:
         _prepare(run, resumed=start is not None)
         show_header(run, deepspeed)
     engine.barrier()
@@ -101,7 +101,7 @@ def _run(
         run.stop_requested = lambda: bool(received)
         if not run.done:
             train(run, [log_hook, eval_hook(settings, held_out, report), save_hook, sample_hook])
-    if first:
+    if engine.rank == 0:
         plot_run(work_dir)
     engine.close()
     return STOP_CODES[received[0]] if run.stop and received else 0
