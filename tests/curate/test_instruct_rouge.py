@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from llava_tools.curate.instruct.rouge import BLOCK, Known, ascii_words, words
+from llava_tools.curate.instruct.rouge import BLOCK, Known, _Block, ascii_words, words
 
 
 def lcs(a: list[str], b: list[str]) -> int:
@@ -52,6 +52,19 @@ def test_each_added_text_counts_from_then_on() -> None:
         scores = known.scores("w1 w2 w3")
         assert len(scores) == i + 1
         assert scores[-1] == f_measure(text.split(), ["w1", "w2", "w3"])
+
+
+def test_a_block_of_texts_is_compared_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work that does not depend on the speed of a machine: one run of bits for 128 texts."""
+    known = Known()
+    for i in range(3 * BLOCK):
+        known.add(f"say {i} words of it")
+    runs, untouched = [], _Block.untouched
+    monkeypatch.setattr(
+        _Block, "untouched", lambda block, said: runs.append(said) or untouched(block, said)
+    )
+    assert known.scores("say nothing of it").argmax() == 0
+    assert runs == [["say", "nothing", "of", "it"]] * 3
 
 
 def test_the_boundary_is_decided_by_how_f_is_written() -> None:

@@ -75,6 +75,28 @@ def test_bugs_7_to_9_every_token_is_computed_once(
     assert len(prompts) == 48 and set(prompts.values()) == {1}  # alone, and with the answer
 
 
+@pytest.mark.parametrize("plain", [True, False])
+def test_weights_in_bf16_and_their_losses_in_fp32(
+    plain: bool, parts: Path, alpaca: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dtypes: set[torch.dtype] = set()
+    original = torch.nn.functional.cross_entropy
+
+    def seen(logits: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
+        dtypes.add(logits.dtype)
+        return original(logits, *rest, **more)
+
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", seen)
+    made = []
+    for dtype in ("fp32", "bf16"):
+        scorer = open_scorer(str(parts / "vicuna"), replace(ROOMY, dtype=dtype))
+        scorer.model.plain_head = plain
+        found = score_file(scorer, "model", alpaca, tmp_path / f"{dtype}.jsonl")
+        made.append([record["ifd_loss"] for record in read_log(found.path)[1]])
+    assert dtypes == {torch.float32} and made[0] != made[1]
+    assert made[1] == pytest.approx(made[0], rel=0.02)
+
+
 # `item` of a tensor: the latter is what it is in inference mode.
 FETCHES = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default)
 
