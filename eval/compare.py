@@ -12,7 +12,7 @@ from typing import Any
 from llava_tools.errors import UserError
 from llava_tools.eval.benchmark import INTERLEAVED, Scores, get_benchmark, spread
 from llava_tools.eval.predictions import check_match, read_predictions
-from llava_tools.eval.report import can_score
+from llava_tools.eval.report import asked_as, can_score
 from llava_tools.eval.sheets import Cell, write_csv
 from llava_tools.eval.sources import open_table
 
@@ -34,7 +34,7 @@ def compare_protocols(
     chosen = get_benchmark(benchmark)
     table = open_table(chosen, data_path, answers=answers, images=False)
     found = read_predictions(predictions, table.rows)
-    asked = str(found.header.get("asked_as", chosen.protocols[0]))
+    asked = asked_as(chosen, found, chosen.protocols[0])
     questions = [chosen.question(row, asked) for row in table.rows]
     check_match(found, questions, table.path)
     if not can_score(questions):

@@ -49,6 +49,42 @@ def foreign_answers(
             )
 
 
+def mme_answers(path: Path, rows: Mapping[Index, Row]) -> Iterator[tuple[Index, str]]:
+    """Yield (index, answer) of MME's result files, one or the folder of them, a task each.
+
+    A line has the image, the question, the right answer and the model's, separated by tabs. Raises
+    UserError naming a line of anything else.
+    """
+    known = {_mme_key(r.cells.get("category", ""), r.cells.get("image_path", ""),
+                      r.cells.get("question", "")): r.index for r in rows.values()}  # fmt: skip
+    for file in sorted(path.glob("*.txt")) if path.is_dir() else [path]:
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"'{file}' is not text in UTF-8: {error.reason}.", "Save it as UTF-8."
+            ) from error
+        for number, line in enumerate(lines, 1):
+            fields = line.split("\t", 3)
+            where = f"'{file}', line {number}"
+            if len(fields) != 4:
+                raise UserError(
+                    f"{where} has {len(fields)} fields.",
+                    "MME's results: image, question, right answer and the model's.",
+                )
+            index = known.get(_mme_key(file.stem, fields[0], fields[1]))
+            if index is None:
+                raise UserError(
+                    f"{where}: the answer belongs to no question of the data.",
+                    "Give the data that the predictions were made from with --data-path.",
+                )
+            yield index, fields[3]
+
+
+def _mme_key(task: str, image: str, question: str) -> tuple[str, str, str]:
+    return task, Path(image).stem, plain(question)
+
+
 def _records(path: Path, content: Any) -> Iterator[Said]:
     if isinstance(content, dict):
         answers = content.get("outputs", content)
@@ -56,7 +92,7 @@ def _records(path: Path, content: Any) -> Iterator[Said]:
         for key, text in answers.items():
             yield Said(f"'{path}', {key}", key, _text(f"'{path}', {key}", text))
         return
-    for number, record in enumerate(content, 1):
+    for number, record in enumerate(content if isinstance(content, list) else [content], 1):
         where = f"'{path}', record {number}"
         doc = record.get("doc") if isinstance(record, dict) else None
         fields = {**record, **doc} if isinstance(doc, dict) else record

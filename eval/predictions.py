@@ -13,7 +13,7 @@ import orjson
 from llava_tools.constants import IMAGE_TOKEN
 from llava_tools.errors import UserError
 from llava_tools.eval.benchmark import Question
-from llava_tools.eval.foreign import foreign_answers
+from llava_tools.eval.foreign import foreign_answers, mme_answers
 from llava_tools.eval.pictures import Index, as_index
 from llava_tools.eval.sheets import read_delimited, read_xlsx, sheet_text
 from llava_tools.eval.sources import load_json
@@ -67,6 +67,8 @@ def read_jsonl(path: Path, lines: Sequence[bytes]) -> Predictions:
         try:
             record = orjson.loads(line)
             index, text = record["index"], record["prediction"]
+            if not isinstance(index, int | str) or not isinstance(text, str):
+                raise TypeError("an index is a number or a text, an answer a text")
         except (orjson.JSONDecodeError, KeyError, TypeError) as error:
             raise UserError(
                 f"'{path}', line {number}: no answer of an evaluation.",
@@ -87,15 +89,19 @@ def _once(path: Path, index: Index, answers: Mapping[Index, str]) -> None:
 def read_predictions(path: str | Path, rows: Iterable[Row] = ()) -> Predictions:
     """Read a prediction file: our jsonl, or a table (.xlsx, .tsv, .csv) with index and prediction.
 
-    XTuner's and VLMEvalKit's result files are such tables. LLaVA's and lmms-eval's JSON lines, and
-    JSON of answers by number, find their questions among `rows`. Raises UserError for anything
-    else.
+    XTuner's and VLMEvalKit's result files are such tables. LLaVA's and lmms-eval's JSON lines, JSON
+    of answers by number, and MME's results (.txt, or their folder) find their questions among
+    `rows`. Raises UserError for anything else.
     """
     path = Path(path)
-    if not path.is_file():
+    known = {row.index: row for row in rows}
+    folder = path.is_dir() and any(path.glob("*.txt"))
+    if not path.is_file() and not folder:
         raise UserError(f"There is no file '{path}'.", "Give a file of predictions.")
-    if path.suffix.lower() in (".jsonl", ".json"):
-        found = _from_json(path, {row.index: row for row in rows})
+    if folder or path.suffix.lower() == ".txt":
+        found = Predictions(path, _gathered(path, mme_answers(path, known)))
+    elif path.suffix.lower() in (".jsonl", ".json"):
+        found = _from_json(path, known)
     else:
         found = _from_table(path)
     if not found.answers:
@@ -110,16 +116,21 @@ def _from_json(path: Path, rows: Mapping[Index, Row]) -> Predictions:
     if not start.strip():
         return Predictions(path, {})
     try:
-        ours = "fingerprint" in orjson.loads(start)
+        first = orjson.loads(start)
+        ours = isinstance(first, dict) and "fingerprint" in first
     except orjson.JSONDecodeError:
         ours = path.suffix.lower() == ".jsonl"
     if ours or not rows:
         return read_jsonl(path, lines)
+    return Predictions(path, _gathered(path, foreign_answers(path, load_json(path), rows)))
+
+
+def _gathered(path: Path, found: Iterable[tuple[Index, str]]) -> dict[Index, str]:
     answers: dict[Index, str] = {}
-    for index, text in foreign_answers(path, load_json(path), rows):
+    for index, text in found:
         _once(path, index, answers)
         answers[index] = text
-    return Predictions(path, answers)
+    return answers
 
 
 def _from_table(path: Path) -> Predictions:

@@ -51,10 +51,24 @@ def score_file(
     protocol = check_protocol(chosen, protocol or chosen.protocols[0])
     table = open_table(chosen, data_path, answers=answers, images=False)
     found = read_predictions(predictions, table.rows)
-    asked = str(found.header.get("asked_as", protocol))
-    questions = [chosen.question(row, asked) for row in table.rows]
+    questions = [chosen.question(row, asked_as(chosen, found, protocol)) for row in table.rows]
     folder = Path(work_dir) if work_dir is not None else None
     return finish(chosen, table, questions, found, protocol, folder, judge)
+
+
+def asked_as(benchmark: Benchmark, found: Predictions, otherwise: str) -> str:
+    """Return the protocol in whose words the predictions were asked for, as our files say.
+
+    Raises UserError for that of another benchmark.
+    """
+    asked = str(found.header.get("asked_as", otherwise))
+    if asked not in benchmark.protocols:
+        raise UserError(
+            f"'{found.path}' was asked for as '{asked}', which is no protocol of "
+            f"'{benchmark.name}'.",
+            "It holds the answers to another benchmark.",
+        )
+    return asked
 
 
 def can_score(questions: Sequence[Question]) -> bool:

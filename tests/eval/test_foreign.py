@@ -12,7 +12,7 @@ import pytest
 from llava_tools.errors import UserError
 from llava_tools.eval.report import score_file
 from tests.eval import tables
-from tests.eval.cases import CASES, write_case
+from tests.eval.cases import CASES, MME_END, write_case
 from tests.eval.test_report import predicted, sheet
 
 SHORT = "\nAnswer the question using a single word or phrase."
@@ -57,6 +57,26 @@ def test_five_kits_files_give_one_score(tmp_path: Path, name: str) -> None:
     assert len({report[first] for report in reports}) == 1
     assert all(report["counts"] == reports[0]["counts"] for report in reports)
     assert reports[0][first] == pytest.approx(CASES[name].scores[reports[0]["protocol"]][first])
+
+
+def test_mmes_results_a_file_a_task(tmp_path: Path) -> None:
+    data, folder = write_case(tmp_path, "mme"), tmp_path / "results"
+    folder.mkdir()
+    for row, said in list(zip(rows_of(data), CASES["mme"].said, strict=True))[::-1]:
+        fields = [Path(row["image_path"]).name, row["question"].removesuffix(" " + MME_END),
+                  row["answer"], said]  # fmt: skip
+        with (folder / f"{row['category']}.txt").open("a") as file:
+            file.write("\t".join(fields) + "\n")
+    report = score_file("mme", folder, data)
+    wanted = CASES["mme"].scores["llava"]
+    assert {name: report[name] for name in wanted} == pytest.approx(wanted)
+    assert score_file("mme", folder / "OCR.txt", data)["counts"]["missing"] == 6
+    (folder / "count.txt").write_text("1.jpg\tIs it red?\tYes\n")
+    with pytest.raises(UserError, match="count.txt', line 1 has 3 fields"):
+        score_file("mme", folder, data)
+    (folder / "count.txt").write_text("9.jpg\tIs it red?\tYes\tyes\n")
+    with pytest.raises(UserError, match="line 1: the answer belongs to no question"):
+        score_file("mme", folder, data)
 
 
 def test_mmbench_from_llavas_answers(tmp_path: Path, data: Path) -> None:

@@ -91,7 +91,9 @@ def test_blank_and_missing_predictions(tmp_path: Path, data: Path) -> None:
     [
         ("p.xlsx", b"PK no zip", "cannot be read as an Excel sheet"),
         ("p.tsv", b"\xff\xfe\x00", "cannot be read as a table"),
-        ("p.txt", b"A", r"(?s)no prediction file.*\.jsonl, \.json.*\.xlsx"),
+        ("p.bin", b"A", r"(?s)no prediction file.*\.jsonl, \.json.*\.xlsx"),
+        ("p.txt", b"\xff", r"p.txt' is not text in UTF-8"),
+        ("p.txt", b"A", r"(?s)p.txt', line 1 has 1 fields.*MME's results"),
         ("p.tsv", b"index\tprediction\n", "holds no predictions"),
         ("p.tsv", b"index\tanswer\n1\tA\n", "no column prediction; it has: index, answer"),
         ("p.tsv", b"index\tprediction\n1\tA\n1\tB\n", "answers index 1 twice"),
@@ -99,6 +101,20 @@ def test_blank_and_missing_predictions(tmp_path: Path, data: Path) -> None:
         ("p.jsonl", b"no json\n", "does not begin with the header line"),
         ("p.jsonl", b'{"fingerprint": {}}\n{"index": 1}\n', "line 2: no answer of an evaluation"),
         ("p.jsonl", b'{"fingerprint": {}}\n{"ind\n{}\n', "line 2: no answer of an evaluation"),
+        (
+            "p.jsonl",
+            b'{"fingerprint": {}}\n{"index": [1], "prediction": "A"}\n',
+            "line 2: no answer",
+        ),
+        ("p.jsonl", b'{"fingerprint": {}}\n{"index": 1, "prediction": 5}\n', "line 2: no answer"),
+        (
+            "p.jsonl",
+            b'{"fingerprint": {}, "asked_as": "llava"}\n{"index": 1, "prediction": "A"}\n',
+            "'llava', which is no protocol of 'mmbench'",
+        ),
+        ("p.json", b"3", "record 1 names no question"),
+        ("p.json", b"[3]", "record 1 names no question"),
+        ("p.json", b'{"outputs": 3}', "holds no predictions"),
         ("p.tsv", b"index\tprediction\n99\tA\n", "index 99 is not in the data"),
         (
             "p.tsv",
@@ -236,6 +252,12 @@ def test_several_reports_side_by_side(scored: tuple[Report, Path], capsys: Any) 
     assert "66.7" in text and "n/a" in text and "xtuner" in text
     show_all([scored[0]], as_json=True)
     assert json.loads(capsys.readouterr().out) == [scored[0]]
+
+
+def test_a_piped_table_is_as_wide_as_its_names(scored: tuple[Report, Path], capsys: Any) -> None:
+    run = {"model": "a/model/with/a/long/path/" * 4, "blank_images": True}
+    show_all([{**scored[0], "run": run}])
+    assert f"{run['model']}, blank images" in capsys.readouterr().out
 
 
 def test_a_folder_without_a_report_is_named(tmp_path: Path) -> None:
