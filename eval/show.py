@@ -13,6 +13,7 @@ from rich.table import Table
 from llava_tools.eval.report import Report
 
 ALWAYS_COUNTED = ("undecided", "missing")
+WIDEST = 400  # columns
 
 
 def show(report: Report, *, as_json: bool = False) -> None:
@@ -20,7 +21,7 @@ def show(report: Report, *, as_json: bool = False) -> None:
     if as_json:
         sys.stdout.write(orjson.dumps(report, option=orjson.OPT_INDENT_2).decode() + "\n")
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = _console()
     if report["scored"]:
         console.print(_scores(report))
     elif "submission" in report:
@@ -42,7 +43,7 @@ def show_all(reports: Sequence[Report], *, as_json: bool = False) -> None:
         table.add_row(
             report["benchmark"],
             _data_name(report),
-            str((report["run"] or {}).get("model", report["predictions"])),
+            _model_name(report),
             report["protocol"],
             *(
                 _value(report, name, metrics) if name in report["metrics"] else ""
@@ -50,7 +51,7 @@ def show_all(reports: Sequence[Report], *, as_json: bool = False) -> None:
             ),
             str(report["counts"].get("undecided", "")),
         )
-    Console(highlight=False, soft_wrap=True).print(table)
+    _console().print(table)
 
 
 def show_comparison(found: Mapping[str, Any], *, as_json: bool = False, most: int = 20) -> None:
@@ -58,7 +59,7 @@ def show_comparison(found: Mapping[str, Any], *, as_json: bool = False, most: in
     if as_json:
         sys.stdout.write(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode() + "\n")
         return
-    console, metrics = Console(highlight=False, soft_wrap=True), found["metrics"]
+    console, metrics = _console(), found["metrics"]
     table = Table("Protocol", *metrics.values(), "Undecided", "Missing", title=found["benchmark"])
     for name, scores in found["protocols"].items():
         counts = [str(scores["counts"][key]) for key in ALWAYS_COUNTED]
@@ -104,6 +105,17 @@ def footnotes(report: Report) -> list[str]:
             f"greedy, at most {tokens} tokens{blank}."
         )
     return lines
+
+
+def _console() -> Console:
+    """Return where answers go; in a file or pipe a table is as wide as it needs to be."""
+    width = None if sys.stdout.isatty() else WIDEST
+    return Console(highlight=False, soft_wrap=True, width=width)
+
+
+def _model_name(report: Report) -> str:
+    run = report["run"] or {"model": report["predictions"], "blank_images": False}
+    return f"{run['model']}{', blank images' if run['blank_images'] else ''}"
 
 
 def _data_name(report: Report) -> str:

@@ -64,7 +64,8 @@ def _no_progress(rounds: int, tally: Tally) -> UserError:
     return UserError(
         f"{rounds} rounds of requests in a row gave no new instruction; in all: "
         f"{reasons(tally.failed + tally.dropped)}.",
-        "What was made is kept. Try another model, more seeds, or a smaller --number.",
+        "What was made is kept. Try another model, more seeds, a smaller --number, or, where "
+        "prompts do not fit, fewer --max-tokens and --examples.",
     )
 
 
