@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,6 +18,7 @@ from llava_tools.chat.session import Session
 from llava_tools.model.generate import GenerationSettings
 from llava_tools.model.load import Assistant
 from tests.serve.conftest import Start
+from tests.waiting import wait_until
 
 PICTURE = Image.new("RGB", (50, 40), (200, 20, 20))
 
@@ -200,17 +202,23 @@ def test_many_clients_at_once(start: Start) -> None:
 
 
 def test_too_many_clients_are_told_to_wait(start: Start) -> None:
-    talk = client(start(max_rows=1, max_waiting=1))
-    options: dict[str, Any] = dict(model="tiny", max_tokens=300, temperature=0, messages=ask("hi"))
+    url = start(max_rows=1, max_waiting=1)
+    engine = start.engine  # type: ignore[attr-defined]
+    go_on, step = threading.Event(), engine._rows.step
+    engine._rows.step = lambda tokens: (go_on.wait(60), step(tokens))[1]
+    talk = client(url)
 
-    def one(_: int) -> int:
-        try:
-            talk.chat.completions.create(**options)
-        except openai.RateLimitError as error:
-            assert error.response.headers["retry-after"] == "1"
-            return 429
-        return 200
+    def one(_: int = 0) -> int | None:
+        options: dict[str, Any] = dict(model="tiny", max_tokens=3, temperature=0)
+        usage = talk.chat.completions.create(messages=ask("hi"), **options).usage
+        return usage and usage.completion_tokens
 
-    with ThreadPoolExecutor(12) as pool:
-        found = list(pool.map(one, range(12)))
-    assert set(found) == {200, 429}
+    with ThreadPoolExecutor(2) as pool:
+        first = [pool.submit(one) for _ in range(2)]
+        wait_until(lambda: engine.load() == (1, 1))
+        with pytest.raises(openai.RateLimitError, match="Too many requests wait") as error:
+            one()
+        assert error.value.response.headers["retry-after"] == "1"
+        go_on.set()
+        assert [each.result() for each in first] == [3, 3]
+    assert one() == 3  # there is room again

@@ -13,6 +13,8 @@ from pathlib import Path
 import openai
 import pytest
 
+from llava_tools.cli.entry import run
+from llava_tools.model.load import Assistant
 from tests import tiny
 
 
@@ -51,3 +53,21 @@ def test_a_port_that_is_taken(parts: Path, tmp_path: Path) -> None:
         done = subprocess.run(command(str(model), "--port", port), capture_output=True, text=True)
     assert done.returncode == 2
     assert f"Port {port} of 127.0.0.1 cannot be listened on" in done.stderr
+
+
+def test_an_adapter_and_packed_weights_are_served(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[Assistant] = []
+
+    def keep(assistant: Assistant, listening: socket.socket, *rest: object) -> None:
+        listening.close()
+        served.append(assistant)
+
+    monkeypatch.setattr("llava_tools.serve.run.serve", keep)
+    words = ["serve", str(parts / "phi3"), "--port", "0"]
+    assert run([*words, "--bits", "4"]) == 0
+    kinds = {type(module).__name__ for module in served[0].model.llm.modules()}
+    assert "Linear4bit" in kinds
+    assert run([*words, "--adapter", str(tmp_path)]) == 2
+    assert run([*words, "--bits", "3"]) == 2

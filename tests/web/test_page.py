@@ -126,6 +126,12 @@ def test_regenerate_stop_and_parameters(
     assert browser.run("document.querySelector('#send').disabled")  # it is streaming
     browser.run("document.querySelector('#stop').click()")
     browser.wait(f"{IDLE} && document.body.innerText.includes('(stopped)')")
+    browser.run("document.querySelector('#again').click()")
+    browser.wait("document.querySelector('#talk').ariaBusy === 'true'")
+    escape = {"key": "Escape", "code": "Escape", "windowsVirtualKeyCode": 27}
+    browser.call("Input.dispatchKeyEvent", type="keyDown", **escape)
+    browser.wait(f"{IDLE} && document.body.innerText.includes('(stopped)')")
+    assert browser.run("document.querySelector('#talk').ariaBusy") == "false"
     put(browser, "max_tokens", 5)
     ask(browser, "Go on.")
     browser.wait(f"{IDLE} && document.querySelectorAll('.answer').length === 3")
@@ -183,3 +189,24 @@ def test_what_goes_wrong_is_said(browser: Browser, serve: Serve, tmp_path: Path)
     browser.run("document.querySelector('#again').click()")
     browser.wait(IDLE)
     assert "temperature" in browser.run("document.querySelectorAll('.failed')[1].textContent")
+
+
+def test_code_keeps_its_columns_and_everything_has_a_name(browser: Browser, serve: Serve) -> None:
+    browser.open(serve("phi3"))
+    browser.wait(IDLE)
+    text = "One\n```html\n<b>x</b>\n    y\n```\ntwo `z` <i>w</i>\n```\nnot closed"
+    shown = f"answerBox({{text: {json.dumps(text)}, note: '', failed: false}})"
+    parts = browser.run(f"[...{shown}.childNodes].map((n) => [n.nodeName, n.textContent])")
+    assert parts == [
+        ["#text", "One"],
+        ["PRE", "<b>x</b>\n    y"],
+        ["#text", "two `z` <i>w</i>"],
+        ["PRE", "not closed"],
+    ]
+    assert browser.run("answerBox({text: '', note: 'no', failed: true}).textContent") == "no"
+    browser.run("images = ['data:,', 'data:,']; showControls()")
+    tree = browser.call("Accessibility.getFullAXTree")["nodes"]
+    asks = ("button", "textbox", "spinbutton", "log", "DisclosureTriangle", "image")
+    found = [node for node in tree if node.get("role", {}).get("value") in asks]
+    assert len(found) > 10
+    assert [node["role"]["value"] for node in found if not node["name"]["value"]] == []
