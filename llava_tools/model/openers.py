@@ -105,19 +105,36 @@ def open_pth(path: Path, config: str | None, overrides: Sequence[str]) -> Source
 
 
 def factors_apart(source: Source, config: str | None) -> tuple[Source, Adapter | None]:
-    """Return a checkpoint's model without the LLM's factors, and those: as QLoRA trained them.
+    """Return a model without its LLM's LoRA factors, and those: as QLoRA trained them.
 
     Merged into weights that are packed afterwards, a small change would be rounded away.
     """
-    path = checkpoint_path(source.path)
+    read = {"pth": _of_checkpoint, "xtuner": _of_folder}.get(source.format)
+    found = read(source.path, config) if read else None
+    if found is None:
+        return source, None
+    name, adapter = found
+    base = read_llm(name).tensors
+    tensors = {**source.tensors, **{target: base[target] for target in adapter.factors}}
+    return replace(source, tensors=tensors), adapter
+
+
+def _of_checkpoint(path: Path, config: str | None) -> tuple[str, Adapter] | None:
+    """Return the base's name and the LLM's factors of a checkpoint, if it has any."""
     settings = settings_of(path, config)
     found = factors_of(read_checkpoint(path), f"'{path}'")
     factors = {target: pair for target, pair in found.items() if target.startswith("llm.")}
-    if not factors:
-        return source, None
-    base = read_llm(settings.llm_name_or_path).tensors
-    tensors = {**source.tensors, **{target: base[target] for target in factors}}
-    return replace(source, tensors=tensors), Adapter(path, dict(settings.llm_lora or {}), factors)
+    adapter = Adapter(path, dict(settings.llm_lora or {}), factors)
+    return (settings.llm_name_or_path, adapter) if factors else None
+
+
+def _of_folder(path: Path, config: str | None) -> tuple[str, Adapter] | None:
+    """Return the same of an xtuner folder that keeps its adapters apart."""
+    adapter = read_adapters(path).get("llm")
+    if adapter is None:
+        return None
+    named = _load_settings(path, config, ()).llm_name_or_path if config else adapter.base
+    return (named, adapter) if named else None
 
 
 def open_xtuner(path: Path, config: str | None, overrides: Sequence[str]) -> Source:

@@ -135,10 +135,21 @@ def open_adapted(
     local = _local(path)
     if adapter is None and detect(local) != "adapter":
         source = open_source(local, config)
-        return factors_apart(source, config) if apart and source.format == "pth" else (source, None)
+        return factors_apart(source, config) if apart else (source, None)
     held = read_llm_adapter(local if adapter is None else _local(adapter))
-    base = open_source(base_of(held)) if adapter is None else open_source(local, config)
+    base = _named_base(held) if adapter is None else open_source(local, config)
     return with_adapter(base, held, apart=apart), held if apart else None
+
+
+def _named_base(adapter: Adapter) -> Source:
+    """Open the base that an adapter names. Raises UserError that tells who named it."""
+    name = base_of(adapter)
+    if Path(name).is_absolute() and not Path(name).exists():
+        raise UserError(
+            f"The base of '{adapter.folder}' is not here: '{name}'.",
+            "Give the base as the MODEL and this folder with --adapter.",
+        )
+    return open_source(name)
 
 
 def _local(path: str | Path) -> Path:

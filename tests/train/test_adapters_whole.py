@@ -96,22 +96,25 @@ def test_a_towers_biases_too(parts: Path, tmp_path: Path) -> None:
     assert changed > 10
 
 
-@pytest.mark.parametrize("option", [{}, {"bias": "all", "modules_to_save": ["lm_head"]}], ids=str)
+@pytest.mark.parametrize("tower", [False, True])
 def test_in_four_bits_the_factors_stay_beside_them(
-    parts: Path, tmp_path: Path, option: dict[str, Any]
+    parts: Path, tmp_path: Path, tower: bool
 ) -> None:
     """As QLoRA trained them: merged first, a small change would be rounded away."""
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     packed = {"bits": 4, "quant_type": "nf4", "double_quant": True}
     made, model = finished(
         *(tmp_path / "run", parts),
-        visual_encoder_name_or_path=None,
+        visual_encoder_name_or_path=str(parts / "clip") if tower else None,
         llm_name_or_path=str(parts / "qwen2"),
         prompt_template="chatml",
-        llm_lora={"r": 4, "lora_alpha": 6, **option},
+        llm_lora={"r": 4, "lora_alpha": 6, "bias": "all", "modules_to_save": ["lm_head"]},
         llm_quantization=packed,
     )
-    found = load_assistant(made, dtype="fp32", quantization=packed).model.llm
-    assert torch.allclose(logits(found), logits(model.llm), atol=1e-5)
+    convert(made, tmp_path / "x", "xtuner", dtype="fp32", adapter_only=True)
+    for path in (made, tmp_path / "x"):
+        found = load_assistant(path, dtype="fp32", quantization=packed).model
+        assert (found.visual_encoder is not None) is tower
+        assert torch.allclose(logits(found.llm), logits(model.llm), atol=1e-5)
     plain = load_assistant(parts / "qwen2", quantization=packed, template="chatml").model.llm
     assert not torch.allclose(logits(plain), logits(model.llm), atol=1e-2)
