@@ -100,7 +100,7 @@ def main() -> None:
         "minibatch": [*cluster[:3], "few.json", "--method", "minibatch"],
         "kmeans": cluster,
     }
-    found: dict[str, Any] = {"what": "curation", "rows": options.rows, "width": options.width}
+    found: dict[str, Any] = {"benchmark": "curation", "rows": options.rows, "width": options.width}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         rows = make_rows(options.rows)

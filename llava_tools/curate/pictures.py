@@ -28,7 +28,10 @@ def histogram(values: Values, chosen: Mask, name: str, limit: float | None = Non
         bins = np.linspace(low, high, BINS + 1)
         both = [np.clip(values[finite & mask], low, high) for mask in (chosen, ~chosen)]
         names = [f"chosen ({len(both[0]):,})", f"others ({len(both[1]):,})"]
-        panel.hist(both, bins, stacked=True, color=[CHOSEN, OTHER], label=names)
+        # Filled as one shape: between bars, seams would show.
+        panel.hist(
+            both, bins, stacked=True, color=[CHOSEN, OTHER], label=names, histtype="stepfilled"
+        )
         if limit is not None and low < limit < high:
             panel.axvline(limit, color=GREY, linewidth=1, linestyle="--", label=f"limit {limit:g}")
         panel.set_xlabel(name, color=GREY)

@@ -36,7 +36,8 @@ _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:auto;padding:1rem;
 background:Canvas;color:CanvasText;overflow-wrap:anywhere}
 table{border-collapse:collapse}
-td,th{text-align:left;padding:.25rem .6rem;border-bottom:1px solid #8886;vertical-align:top}
+td,th{text-align:left;padding:.25rem .6rem;border-bottom:1px solid #8886;vertical-align:top;
+overflow-wrap:break-word}
 td:first-child{text-align:right}
 img{max-width:100%;background:#fff;border-radius:.5rem;margin:.5rem 0}
 .row{border:1px solid #8886;border-radius:.5rem;padding:.6rem .8rem;margin:.8rem 0}
