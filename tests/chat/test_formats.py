@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,10 @@ from llava_tools.chat.start import open_pictures, open_session
 from llava_tools.converters.convert import convert
 from llava_tools.model.generate import GenerationSettings
 from tests.chat.conftest import FAMILIES
+from tests.model.checkpoints import make_run
+from tests.model.test_adapted import write_adapter
+
+FOUR_BITS = {"bits": 4, "quant_type": "nf4", "double_quant": True}
 
 
 def conversation(session: Session, images: list[Path]) -> list[tuple[list[int], list[int], str]]:
@@ -43,3 +48,27 @@ def test_answers_are_equal_in_every_format(
         session = open_session(str(tmp_path / to), template=template, settings=settings)
         assert session.assistant.format == to
         assert conversation(session, images) == expected, to
+
+
+def test_a_run_answers_as_everything_made_of_it(parts: Path, tmp_path: Path) -> None:
+    """A checkpoint with its config beside it or named, an adapter over it, each in any format."""
+    images = [parts / "images" / f"{i}.png" for i in (0, 1)]
+    settings = GenerationSettings(max_new_tokens=12)
+
+    def said(path: Path, **options: Any) -> list[tuple[list[int], list[int], str]]:
+        return conversation(open_session(str(path), settings=settings, **options), images)
+
+    run = make_run(tmp_path / "run", parts, "llama3")
+    expected = said(run)
+    assert len({answer for _, _, answer in expected}) == 3
+    config = (run.parent / "config.py").rename(tmp_path / "moved.py")
+    assert said(run, config=str(config)) == expected
+    folders = [tmp_path / to for to in ("xtuner", "llava", "hf")]
+    for folder in folders:
+        convert(str(run), folder, to=folder.name, dtype="fp32", config=str(config))
+        assert said(folder) == expected, folder.name
+    write_adapter(parts / "llama3", tmp_path / "lora", bias="none")
+    adapted = [said(folder, adapter=str(tmp_path / "lora")) for folder in folders]
+    assert adapted[0] == adapted[1] == adapted[2] != expected
+    packed = [said(folder, quantization=FOUR_BITS) for folder in folders]
+    assert packed[0] == packed[1] == packed[2] != expected
