@@ -78,6 +78,7 @@ def split(src: str | Path, dst: str | Path, overwrite: bool = False) -> dict[str
 
 
 def _other_files(folder: Path) -> Iterable[Path]:
-    """Return what lies in a folder besides weights and their indices."""
-    weights = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".index.json", ".gguf")
-    return [f for f in sorted(folder.iterdir()) if f.is_file() and not f.name.endswith(weights)]
+    """Return what lies in a folder besides weights, their indices, and a certificate of these."""
+    left = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".index.json", ".gguf")
+    left += ("conversion.json",)
+    return [f for f in sorted(folder.iterdir()) if f.is_file() and not f.name.endswith(left)]

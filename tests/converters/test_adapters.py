@@ -223,8 +223,10 @@ def test_split_takes_all_of_a_llava_along(run: Path, tmp_path: Path) -> None:
     assert (found.prompt_template, found.image_processor) == ("phi3_chat", wanted.image_processor)
     (tmp_path / "x/images").mkdir()
     (tmp_path / "x/images/cat.txt").write_text("a cat")
+    (tmp_path / "x/conversion.json").write_text("{}")  # tells the hashes of other files
     split(tmp_path / "x", tmp_path / "y", overwrite=True)
     assert (tmp_path / "y/images/cat.txt").read_text() == "a cat"
+    assert not (tmp_path / "y/conversion.json").exists()
 
 
 @pytest.mark.parametrize("part", BASES)
