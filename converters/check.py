@@ -160,7 +160,9 @@ def verdict(record: Mapping[str, Any]) -> None:
     what = f"tensors: {', '.join(faults)}; for example {named[0]}" if named else "other logits"
     raise UserError(
         f"'{record['first']['path']}' and '{record['second']['path']}' differ ({what}).",
-        "The report above lists every difference.",
+        "A has more rows of vocabulary, which only B may have: compare B with A."
+        if named and named == record.get("fewer_rows")
+        else "The report above lists every difference.",
     )
 
 
@@ -200,7 +202,7 @@ def _tensors(
 ) -> dict[str, Any]:
     """Return what B lacks, what it has besides, what differs, and the SHA-256 of what is equal."""
     equal: dict[str, str] = {}
-    changed, rounded, grown = [], [], []
+    changed, rounded, grown, fewer = [], [], [], []
     for name in sorted(set(left) & set(right)):
         wanted, found = left[name], right[name]
         rows = wanted.shape[0] if wanted.shape else 0
@@ -209,6 +211,8 @@ def _tensors(
             grown.append(name)
         if found.shape != wanted.shape:
             changed.append(name)
+            if name in EMBEDDINGS and found.shape[0] < rows and found.shape[1:] == wanted.shape[1:]:
+                fewer.append(name)
             continue
         if found.dtype != wanted.dtype:
             rounded.append(name)
@@ -223,6 +227,7 @@ def _tensors(
         "changed": changed,
         "other_dtype": len(rounded),
         "more_rows": grown,
+        "fewer_rows": fewer,
         "equal": len(equal),
         "sha256": equal,
     }

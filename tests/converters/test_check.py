@@ -93,6 +93,22 @@ def test_a_wrong_config_shows_in_the_logits(exported: Exported, other: Path) -> 
     assert check(exported("vicuna", "xtuner"), other, logits=False)["passed"]
 
 
+def test_a_grown_vocabulary_on_the_wrong_side_is_called_so(exported: Exported, other: Path) -> None:
+    weights = load_file(other / "model.safetensors")
+    names = ["model.embed_tokens.weight", "lm_head.weight"]
+    grown = {name: torch.cat([weights[name], weights[name][:8]]) for name in names}
+    save_file({**weights, **grown}, other / "model.safetensors", {"format": "pt"})
+    config = json.loads((other / "config.json").read_text())
+    config["vocab_size"] += 8
+    (other / "config.json").write_text(json.dumps(config))
+    bare = exported("vicuna", "xtuner")
+    assert len(check(bare, other, logits=False)["more_rows"]) == 2
+    record = check(other, bare, logits=False)
+    assert record["changed"] == record["fewer_rows"] and len(record["changed"]) == 2
+    with pytest.raises(UserError, match=r"(?s)changed.*more rows of vocabulary.*compare B with A"):
+        verdict(record)
+
+
 def test_the_command_fails_when_they_differ(
     exported: Exported, other: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
