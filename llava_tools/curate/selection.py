@@ -99,7 +99,8 @@ def select(data: Path, scores: Scores, rules: Rules, format: str = "auto") -> Se
     Raises UserError when scores and data do not belong together, or a score is nowhere to be had.
     """
     key = scores.key("ppl" if rules.by == RANDOM else rules.by)
-    if not any(key in record for record in scores.records.values()):
+    scored = [record for record in scores.records.values() if not record.get("reason")]
+    if scored and not any(key in record for record in scored):
         raise UserError(
             f"None of these scores is a '{rules.by}'.",
             "`curate ifd --mode cherry` gives losses and IFD, of rows with images ifd-image, too.",

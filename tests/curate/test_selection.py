@@ -114,6 +114,17 @@ def test_bug_3_a_score_that_is_no_number_is_dropped_and_counted(tmp_path: Path) 
     assert found.reasons == {"not_finite": 1, "not_chosen": 1} and found.faulty == 1
 
 
+def test_of_rows_without_any_score_none_is_chosen_and_all_are_counted(tmp_path: Path) -> None:
+    rows = make(3)
+    reasons = ["no_output", "no_output", "empty_answer"]
+    scores = read_scores([score_file(tmp_path, rows, reasons)])
+    found = select(data_file(tmp_path, rows), scores, Rules(top=0.5))
+    assert found.chosen == [] and found.reasons == {"no_output": 2, "empty_answer": 1}
+    assert found.faulty == found.rows == 3
+    scores = read_scores([score_file(tmp_path, [], [])])
+    assert select(data_file(tmp_path, []), scores, Rules(top=0.5)).chosen == []
+
+
 @pytest.mark.parametrize("rules", [{"top": 0.01}, {"number": 0}, {"top": 0.0}])
 def test_bug_4_nothing_chosen_is_no_rows(rules: dict[str, Any], tmp_path: Path) -> None:
     assert chosen(tmp_path, [0.5] * 10, **rules) == []
