@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,8 +17,19 @@ import orjson
 
 import llava_tools
 from llava_tools.errors import UserError
-from llava_tools.eval.lm_tasks import Column, check_names, choose, load, task_manager
+from llava_tools.eval.lm_tasks import (
+    Column,
+    check_names,
+    choose,
+    data_digest,
+    data_under,
+    load,
+    set_shots,
+    task_manager,
+)
 from llava_tools.eval.sheets import write_atomically
+from llava_tools.model.adapted import is_adapter
+from llava_tools.model.generate import GenerationSettings, stop_rules
 from llava_tools.model.identity import dtype_name, versions, weights_digest
 from llava_tools.model.load import Assistant, build_assistant
 from llava_tools.model.source import open_adapted
@@ -35,6 +46,7 @@ class Options:
     adapter: str | None = None
     bits: int | None = None
     quant_type: str = "nf4"
+    double_quant: bool = True
     limit: int | None = None
     batch_size: int = 8
     chat_template: bool = False
@@ -51,36 +63,45 @@ def evaluate(
     preset: str | None = None,
     num_fewshot: int | None = None,
     include_path: Path | None = None,
+    data_root: Path | None = None,
     options: Options | None = None,
 ) -> dict[str, Any]:
     """Run tasks one after the other, each written when it is done, and return the results.
 
     The same call goes on after a kill with the tasks that are missing. The default work dir is
-    `work_dirs/<model>/lm`.
+    `work_dirs/<model>/lm`. Data sets that lie under `data_root` by their names on the hub, such as
+    `data_root/allenai/ai2_arc`, are read there.
 
     Raises UserError for a model, a task, data or an adapter that do not work, and when `work_dir`
-    holds the results of another model or other settings.
+    holds the results of another model, other data or other settings.
     """
     options = options or Options()
     columns = choose(tasks, preset, num_fewshot)
     manager = task_manager(include_path, [column.task for column in columns])
     check_names(columns, manager)
-    for column in columns:  # before minutes are spent on loading the model
-        load(column, manager)
+    with data_under(data_root):  # before minutes are spent on loading the model
+        tasks_of = {column.task: load(column, manager) for column in columns}
+    for column in columns:
+        set_shots(column, tasks_of[column.task], SEEDS["fewshot"])
+    data = {name: data_digest(loaded) for name, loaded in tasks_of.items()}
     folder = Path(work_dir or Path("work_dirs") / Path(model).resolve().name / "lm")
     assistant, template = _open(model, options)
     run = _fingerprint(model, assistant, template, options)
-    done = {column.task: _saved(folder, column, run) for column in columns}
+    runs = {name: {**run, "data": digest} for name, digest in data.items()}
+    done = {column.task: _saved(folder, column, runs[column.task]) for column in columns}
+    judge = _judge(assistant, options.batch_size)
     for column in columns:
         found = done[column.task]
         if found is None:
             log.info(
                 "%s: %s shots", column.task, "its own" if column.shots is None else column.shots
             )
-            found = _run_task(assistant, column, manager, options)
-            _write(_task_file(folder, column), {"run": run, "shots": column.shots, **found})
+            found = _run_task(judge, tasks_of.pop(column.task), options)
+            held = {"run": runs[column.task], "shots": column.shots, **found}
+            _write(_task_file(folder, column), held)
         done[column.task] = found
     report = _report(columns, {k: v for k, v in done.items() if v}, run, model, preset)
+    report["data"] = data
     _write(folder / "results.json", report)
     return report
 
@@ -89,7 +110,11 @@ def _open(model: str | Path, options: Options) -> tuple[Assistant, str | None]:
     """Load the model; a base model without a recorded prompt format is welcome."""
     packed = None
     if options.bits is not None:
-        packed = {"bits": options.bits, "quant_type": options.quant_type}
+        packed = {
+            "bits": options.bits,
+            "quant_type": options.quant_type,
+            "double_quant": options.double_quant,
+        }
     source, apart = open_adapted(model, options.config, options.adapter, apart=packed is not None)
     assistant = build_assistant(
         source,
@@ -113,9 +138,10 @@ def _fingerprint(
     """Return everything that the numbers depend on."""
     return {
         "weights": weights_digest(assistant.model),
-        "adapter": options.adapter,
+        "adapter": options.adapter or (str(model) if is_adapter(Path(model)) else None),
         "bits": options.bits,
         "quant_type": options.quant_type if options.bits == 4 else None,
+        "double_quant": options.double_quant if options.bits == 4 else None,
         "compute_dtype": dtype_name(assistant.model),
         "prompt_template": template,
         "apply_chat_template": options.chat_template,
@@ -125,30 +151,49 @@ def _fingerprint(
     }
 
 
-def _run_task(
-    assistant: Assistant, column: Column, manager: Any, options: Options
-) -> dict[str, Any]:
-    from lm_eval import simple_evaluate
+def _judge(assistant: Assistant, batch_size: int) -> Any:
+    """Hand the model to lm-eval, without its advice on models that it did not load itself.
+
+    What ends an answer is told to `generate`: lm-eval itself ends a batch when all its rows have
+    ended, and keeps what a row said behind its end.
+    """
     from lm_eval.models.huggingface import HFLM
 
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    judge = HFLM(
-        pretrained=assistant.model.llm,
-        tokenizer=assistant.tokenizer,
-        backend="causal",
-        batch_size=options.batch_size,
-    )
-    found: Any = simple_evaluate(
-        model=judge,
-        tasks=[column.task],
-        num_fewshot=column.shots,
+    ends = {assistant.tokenizer.eos_token_id} - {None}
+    if ends or assistant.template.stop_words:
+        ends |= set(stop_rules(assistant, GenerationSettings())[0])
+    assistant.model.llm.generation_config.eos_token_id = sorted(ends) or None
+    told = logging.getLogger("lm_eval.models.huggingface")
+    before = told.level
+    told.setLevel(logging.ERROR)
+    try:
+        return HFLM(
+            pretrained=assistant.model.llm,
+            tokenizer=assistant.tokenizer,
+            backend="causal",
+            batch_size=batch_size,
+        )
+    finally:
+        told.setLevel(before)
+
+
+def _run_task(judge: Any, loaded: Mapping[str, Any], options: Options) -> dict[str, Any]:
+    """Ask and score one task.
+
+    By `evaluate` and not `simple_evaluate`, which loads the task anew and collects a report on
+    the machine after each one.
+    """
+    from lm_eval import evaluate as ask
+
+    _seed()
+    found: Any = ask(
+        lm=judge,
+        task_dict=loaded,
         limit=options.limit,
-        task_manager=manager,
         log_samples=False,
         apply_chat_template=options.chat_template,
+        fewshot_as_multiturn=True,
         bootstrap_iters=1000,
-        **{f"{name}_random_seed": seed for name, seed in SEEDS.items() if name != "random"},
-        random_seed=SEEDS["random"],
     )
     kept = {
         "results": found["results"],
@@ -160,6 +205,18 @@ def _run_task(
     # As it will be read back: some tasks' metrics are numbers of numpy.
     plain: dict[str, Any] = orjson.loads(orjson.dumps(kept, option=orjson.OPT_SERIALIZE_NUMPY))
     return plain
+
+
+def _seed() -> None:
+    """Set the seeds anew for each task, so that its numbers depend on no other."""
+    import random
+
+    import numpy as np
+    import torch
+
+    random.seed(SEEDS["random"])
+    np.random.seed(SEEDS["numpy"])
+    torch.manual_seed(SEEDS["torch"])
 
 
 def _task_file(folder: Path, column: Column) -> Path:

@@ -122,5 +122,5 @@ def plot(reports: Sequence[dict[str, Any]], path: Path) -> Path:
     middle = 0.4 - width / 2
     axes.set_xticks([position + middle for position in range(len(titles))], titles)
     axes.set_ylabel("score × 100")
-    axes.legend()
+    figure.legend(loc="outside upper center", ncols=2)  # beside the bars, not over them
     return write_atomically(path, lambda partial: figure.savefig(partial, format="png"))

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import orjson
 import yaml
 
 from llava_tools.errors import UserError, first_line, nearest
+
+log = logging.getLogger(__name__)
 
 OWN_TASKS = Path(__file__).parent / "lm_harness"
 
@@ -70,7 +77,9 @@ def task_manager(include_path: Path | None, names: Sequence[str]) -> Any:
         _check_folder(include_path)
     from lm_eval.tasks import TaskManager
 
-    folders = [str(OWN_TASKS), *([str(include_path)] if include_path is not None else [])]
+    folders = [str(OWN_TASKS)]
+    if include_path is not None:
+        folders.append(str(include_path.expanduser().resolve()))
     local = TaskManager(include_path=folders, include_defaults=False)
     if set(names) <= set(local.all_tasks):
         return local
@@ -126,16 +135,92 @@ def check_names(columns: Sequence[Column], manager: Any) -> None:
             )
 
 
-def load(column: Column, manager: Any) -> None:
-    """Load a task's data once, ahead of the model. Raises UserError when that fails."""
+def load(column: Column, manager: Any) -> dict[str, Any]:
+    """Load a task with its data, by lm-eval's names: `tasks`, and `groups` where it has some.
+
+    Raises UserError when that fails.
+    """
     try:
-        manager.load([column.task])
+        loaded: dict[str, Any] = manager.load([column.task])
     except Exception as error:  # every dataset library and task file raises its own kind
+        cause = f" ({first_line(error.__cause__)})" if error.__cause__ else ""
         raise UserError(
-            f"Task '{column.task}' cannot be loaded: {first_line(error)}",
+            f"Task '{column.task}' cannot be loaded: {first_line(error)}{cause}",
             "Without network, its data must be downloaded already (unset HF_HUB_OFFLINE to "
-            "download), or come from files by a task file of yours: --include-path.",
+            "download), lie under --data-root by its name on the hub, or come from files by a "
+            "task file of yours: --include-path.",
         ) from error
+    return loaded
+
+
+@contextmanager
+def data_under(root: Path | None) -> Iterator[None]:
+    """Read data sets in a folder: in the current one `datasets` looks for names before the hub.
+
+    It keeps what it read by that name alone, and would not see another folder or a file that
+    changed: here it keeps it apart, by the folder's files. Raises UserError without a folder.
+    """
+    if root is None:
+        yield
+        return
+    if not root.is_dir():
+        raise UserError(f"There is no folder '{root}'.", "Give the folder of the data sets.")
+    from datasets import config
+
+    before, kept = Path.cwd(), config.HF_DATASETS_CACHE
+    config.HF_DATASETS_CACHE = Path(kept).absolute() / "llava_tools" / _stamp(root.resolve())
+    os.chdir(root)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+        config.HF_DATASETS_CACHE = kept
+
+
+def _stamp(root: Path) -> str:
+    """Return a hash over the files of a folder: their paths, sizes and times of change."""
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*")):
+        if file.is_file():
+            seen = file.stat()
+            digest.update(f"{file} {seen.st_size} {seen.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def set_shots(column: Column, loaded: Mapping[str, Any], seed: int) -> None:
+    """Give the tasks their examples. One whose file says none keeps none, lm-eval's rule."""
+    for name, task in loaded["tasks"].items():
+        own = task.get_config("num_fewshot")
+        if column.shots and own == 0:
+            log.warning("%s is a task without examples: it keeps 0 shots.", name)
+        if own != 0:
+            wanted = own or 0 if column.shots is None else column.shots
+            task.set_config(key="num_fewshot", value=wanted)
+        task.set_fewshot_seed(seed=seed)
+
+
+# Where a task lies, which says nothing of what it asks.
+_PLACES = ("dataset_path", "dataset_name", "dataset_kwargs", "metadata", "num_fewshot")
+
+
+def data_digest(loaded: Mapping[str, Any]) -> str:
+    """Return a hash over what is asked: the rows, the examples where there are some, the rules."""
+    digest = hashlib.sha256()
+    for name, task in sorted(loaded["tasks"].items()):
+        rules = {key: value for key, value in task.dump_config().items() if key not in _PLACES}
+        sources = [[name, rules], *task.eval_docs]
+        if task.get_config("num_fewshot"):
+            sources += task.fewshot_docs()
+        for item in sources:
+            digest.update(orjson.dumps(item, default=_kind, option=_PLAIN) + b"\n")
+    return digest.hexdigest()[:16]
+
+
+_PLAIN = orjson.OPT_NON_STR_KEYS | orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__
 
 
 def _version() -> str:

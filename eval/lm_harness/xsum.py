@@ -8,8 +8,16 @@ ROWS = 1000
 
 
 def first_rows(dataset: Any) -> Any:
-    """Return the first 1,000 rows of the test split, or all where there are fewer."""
-    return dataset.select(range(min(ROWS, len(dataset))))
+    """Return the first 1,000 rows of the test split, or all where there are fewer.
+
+    Raises ValueError for a row without a document or a summary.
+    """
+    chosen = dataset.select(range(min(ROWS, len(dataset))))
+    for number, row in enumerate(chosen, 1):
+        for name in ("document", "summary"):
+            if not isinstance(row[name], str) or not row[name].strip():
+                raise ValueError(f"row {number} of XSum has no {name}")
+    return chosen
 
 
 def rouge1(doc: dict[str, Any], results: list[str]) -> dict[str, float]:

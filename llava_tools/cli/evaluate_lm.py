@@ -8,17 +8,26 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from llava_tools.cli.options import Device, Dtype, Json, ModelArgument, RunConfig
+from llava_tools.cli.options import (
+    Adapter,
+    Bits,
+    Device,
+    DoubleQuant,
+    Dtype,
+    Json,
+    ModelArgument,
+    QuantType,
+    RunConfig,
+    quantization,
+)
 
 Tasks = Annotated[str | None, Option(help="Tasks of lm-eval, with commas between.")]
 Preset = Annotated[str | None, Option(help="open-llm-v1 or mobilellama, instead of --tasks.")]
-Adapter = Annotated[str | None, Option(help="Folder of a LoRA for the LLM.")]
-Bits = Annotated[int | None, Option(min=4, max=8, help="Load the LLM in 4 or 8 bits.")]
-QuantType = Annotated[str, Option(help="nf4 or fp4, with --bits 4.")]
 Shots = Annotated[int | None, Option(min=0, help="Default: what each task says.")]
 Limit = Annotated[int | None, Option(min=1, help="Only the first rows of each task.")]
 BatchSize = Annotated[int, Option(min=1, help="Rows at a time.")]
 IncludePath = Annotated[Path | None, Option(help="Folder of task files (YAML) of your own.")]
+DataRoot = Annotated[Path | None, Option(help="Folder of data sets by their names on the hub.")]
 WorkDir = Annotated[Path | None, Option(help="Default: ./work_dirs/<model>/lm.")]
 ChatTemplate = Annotated[bool, Option("--apply-chat-template", help="Ask as in a chat.")]
 Results = Annotated[
@@ -34,10 +43,12 @@ def lm(
     adapter: Adapter = None,
     bits: Bits = None,
     quant_type: QuantType = "nf4",
+    double_quant: DoubleQuant = True,
     num_fewshot: Shots = None,
     limit: Limit = None,
     batch_size: BatchSize = 8,
     include_path: IncludePath = None,
+    data_root: DataRoot = None,
     work_dir: WorkDir = None,
     apply_chat_template: ChatTemplate = False,
     dtype: Dtype = "auto",
@@ -46,16 +57,14 @@ def lm(
     as_json: Json = False,
 ) -> None:
     """Evaluate a language model, or that of a LLaVA, with lm-eval. A killed run goes on."""
-    from llava_tools.errors import UserError
-
-    if bits not in (None, 4, 8) or quant_type not in ("nf4", "fp4"):
-        raise UserError("--bits is 4 or 8, --quant-type nf4 or fp4.", "Give one of these.")
+    quantization(bits, quant_type, double_quant)
     from llava_tools.eval.lm import Options, evaluate
 
     options = Options(
         adapter=adapter,
         bits=bits,
         quant_type=quant_type,
+        double_quant=double_quant,
         limit=limit,
         batch_size=batch_size,
         chat_template=apply_chat_template,
@@ -70,6 +79,7 @@ def lm(
         preset=preset,
         num_fewshot=num_fewshot,
         include_path=include_path,
+        data_root=data_root,
         options=options,
     )
     import orjson

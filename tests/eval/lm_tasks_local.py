@@ -8,7 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from llava_tools.eval.lm import Options, evaluate
+from llava_tools.model.load import load_llm, load_tokenizer
 
 Row = dict[str, Any]
 FILES = {
@@ -82,3 +85,41 @@ def run(model: Path, task: str, tasks: Path, work: Path, shots: int = 0, **optio
     given = Options(device="cpu", dtype="fp32", **options)
     report = evaluate(model, task, work, num_fewshot=shots, include_path=tasks, options=given)
     return report["results"][task]
+
+
+def write_repo(root: Path, name: str, config: str, **splits: Sequence[Row]) -> None:
+    """Write a data set as the hub has it: rows by splits, and a README that names them."""
+    folder = root / name
+    (folder / config).mkdir(parents=True, exist_ok=True)
+    lines = [f"- config_name: {config}", "  data_files:"]
+    for split, rows in splits.items():
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / config / f"{split}.jsonl").write_text(text)
+        lines += [f"  - split: {split}", f"    path: {config}/{split}.jsonl"]
+    readme = folder / "README.md"
+    before = readme.read_text().splitlines()[2:-1] if readme.is_file() else []
+    readme.write_text("\n".join(["---", "configs:", *before, *lines, "---"]) + "\n")
+
+
+def teach(folder: Path, texts: Sequence[tuple[str, str]], steps: int = 400) -> Path:
+    """Let a tiny model learn by heart what to say behind each prompt, well or less so."""
+    tokenizer, llm = load_tokenizer(folder), load_llm(str(folder), dtype=torch.float32)
+    heads = [tokenizer(asked)["input_ids"] for asked, _ in texts]
+    tails = [tokenizer(said + tokenizer.eos_token)["input_ids"] for _, said in texts]
+    rows = [head + tail for head, tail in zip(heads, tails, strict=True)]
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [2] * (width - len(row)) for row in rows])
+    labels = ids.clone()
+    for row, head, tokens in zip(labels, heads, rows, strict=True):
+        row[: len(head)] = row[len(tokens) :] = -100
+    optimizer = torch.optim.AdamW(llm.parameters(), lr=1e-2, weight_decay=0.0)
+    torch.manual_seed(0)
+    for _ in range(steps):
+        loss = llm(input_ids=ids, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if loss.item() < 0.01:
+            break
+    llm.save_pretrained(folder)
+    return folder

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from llava_tools.model.load import load_llm, load_tokenizer
-from tests.eval.lm_tasks_local import run, write_task
+from tests.eval.lm_tasks_local import run, teach, write_task
 
 pytest.importorskip("lm_eval")
 
@@ -35,30 +35,10 @@ def taught(wide_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model that has learnt these answers by heart."""
     folder = tmp_path_factory.mktemp("taught") / "model"
     shutil.copytree(wide_llm, folder)
-    tokenizer = load_tokenizer(folder)
-    llm = load_llm(str(folder), dtype=torch.float32)
     texts = [(f"Question: {q}\nAnswer:", said) for q, said, _ in SUMS]
     texts += [(f"Question: {q}?\nAnswer:", said) for q, said, _ in NAMES]
     texts += [(f"Answer these questions:\n\nQ: {q}?\nA:", said) for q, said, _ in NAMES]
-    heads = [tokenizer(asked)["input_ids"] for asked, _ in texts]
-    tails = [tokenizer(said.strip() + "</s>")["input_ids"] for _, said in texts]
-    rows = [head + tail for head, tail in zip(heads, tails, strict=True)]
-    width = max(map(len, rows))
-    ids = torch.tensor([row + [2] * (width - len(row)) for row in rows])
-    labels = ids.clone()
-    for row, head, tokens in zip(labels, heads, rows, strict=True):
-        row[: len(head)] = row[len(tokens) :] = -100
-    optimizer = torch.optim.AdamW(llm.parameters(), lr=1e-2, weight_decay=0.0)
-    torch.manual_seed(0)
-    for _ in range(400):
-        loss = llm(input_ids=ids, labels=labels).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if float(loss) < 0.01:
-            break
-    llm.save_pretrained(folder)
-    return folder
+    return teach(folder, [(asked, said.strip()) for asked, said in texts])
 
 
 def said(folder: Path, prompt: str, ends: tuple[str, ...]) -> str:

@@ -1,4 +1,4 @@
-"""The Open LLM Leaderboard's preset on rows in local files: six columns, their shots, means."""
+"""Both presets on rows in local files, by the command line: six columns, their shots, means."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from llava_tools.cli.entry import run as command
-from tests.eval.lm_tasks_local import SCENES, SCHEMAS, TRUE, Row, write_task
+from tests.eval.lm_tasks_local import SCENES, SCHEMAS, TRUE, Row, write_repo, write_task
+from tests.model.test_adapted import write_adapter
 
 pytest.importorskip("lm_eval")
 
@@ -93,3 +94,40 @@ def test_all_six_columns(
     assert command(["eval", "lm-report", *files, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[1]["scores"] == report["scores"]
     assert Image.open(bars).size[0] > 400
+
+
+NAMES: list[Row] = [{"question": "red or blue", "answer": ["red"]}]
+ALIASES: list[Row] = [{"question": "red or blue", "answer": {"aliases": ["red"]}}]
+TEXTS: list[Row] = [{"document": "one two three", "summary": "two"}]
+READING: list[Row] = [
+    {"article": "one two", "question": f"{k}?", "options": list("abcd"), "answer": "ABCD"[k]}
+    for k in range(4)
+]
+
+
+def test_mobilellama_from_data_sets_in_a_folder_with_an_adapter_in_four_bits(
+    wide_llm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    data = tmp_path / "data"
+    write_repo(data, "mandarjoshi/trivia_qa", "rc.nocontext", train=ALIASES, validation=ALIASES)
+    write_repo(data, "google-research-datasets/nq_open", "nq_open", train=NAMES, validation=NAMES)
+    write_repo(data, "Rowan/hellaswag", "default", train=SCENES, validation=SCENES)
+    for kind in ("middle", "high"):
+        write_repo(data, "ehovy/race", kind, test=READING)
+    write_repo(data, "EdinburghNLP/xsum", "default", test=TEXTS)
+    write_adapter(wide_llm, tmp_path / "lora")
+    words = ["eval", "lm", str(wide_llm), "--preset", "mobilellama", "--data-root", str(data)]
+    words += ["--adapter", str(tmp_path / "lora"), "--bits", "4", "--quant-type", "fp4"]
+    words += ["--no-double-quant", "--work-dir", str(tmp_path / "work"), "--device", "cpu"]
+    assert command([*words, "--dtype", "bf16"]) == 0
+    said = capsys.readouterr().out
+    report = json.loads((tmp_path / "work/results.json").read_text())
+    titles = ["TriviaQA", "NQ", "HellaSwag", "RACE-middle", "RACE-high", "XSum"]
+    assert list(report["scores"]) == titles and None not in report["scores"].values()
+    assert set(report["n-shot"].values()) == {0} and len(set(report["data"].values())) == 6
+    wanted = {"adapter": str(tmp_path / "lora"), "bits": 4, "quant_type": "fp4"}
+    wanted |= {"double_quant": False, "compute_dtype": "bfloat16"}
+    assert wanted.items() <= report["run"].items()
+    mean = 100 * sum(report["scores"].values()) / 6
+    assert f"| model (4 bit fp4) | {mean:.2f} | " in said

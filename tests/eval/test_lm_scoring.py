@@ -161,11 +161,11 @@ def test_an_interrupted_run_keeps_what_is_done(
     asked: list[str] = []
     ask = lm._run_task
 
-    def counted(assistant: Any, column: Any, *rest: Any) -> Any:
-        asked.append(column.task)
+    def counted(judge: Any, loaded: Any, *rest: Any) -> Any:
+        asked.extend(loaded["tasks"])
         if len(asked) == 2:
             raise KeyboardInterrupt
-        return ask(assistant, column, *rest)
+        return ask(judge, loaded, *rest)
 
     monkeypatch.setattr(lm, "_run_task", counted)
     call = dict(include_path=tasks, options=options)

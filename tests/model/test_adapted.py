@@ -86,6 +86,9 @@ def test_an_adapter_folder_is_a_model_and_goes_over_any_copy_of_its_base(
     edit_json(tmp_path / "lora/adapter_config.json", base_model_name_or_path=str(tmp_path / "lora"))
     with pytest.raises(UserError, match="names its own folder as the base"):
         logits(tmp_path / "lora")
+    edit_json(tmp_path / "lora/adapter_config.json", base_model_name_or_path="/gone/base")
+    with pytest.raises(UserError, match="The base of .*lora' is not here: '/gone/base'"):
+        logits(tmp_path / "lora")
 
 
 @pytest.mark.parametrize("family", ["vicuna", "qwen2"])
