@@ -30,6 +30,8 @@ from typing import Any
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -59,6 +61,7 @@ def write_model(
     """Write a model with random weights that are spread enough to give different answers."""
     raw = root / "raw"
     vocab = tiny.save_tokenizer(raw, "llama3")
+    begin_every_text(raw / "tokenizer.json", "<|begin_of_text|>")
     (width, layers), (llm_width, llm_layers) = tower_size, llm_size
     torch.manual_seed(0)
     vision = CLIPVisionConfig(
@@ -83,6 +86,14 @@ def write_model(
     if run(command):  # so that transformers 4 reads it, too
         raise SystemExit(1)
     return root / "model"
+
+
+def begin_every_text(file: Path, token: str) -> None:
+    """Let a tokenizer begin with this token, as Llama-3's does: XTuner leaves it to that."""
+    tokenizer = Tokenizer.from_file(str(file))
+    known = [(token, tokenizer.token_to_id(token))]
+    tokenizer.post_processor = TemplateProcessing(single=f"{token} $A", special_tokens=known)
+    tokenizer.save(str(file))
 
 
 def write_table(path: Path, questions: int) -> Path:

@@ -55,5 +55,5 @@ def run(job):
 
 
 if __name__ == "__main__":
-    found = run(json.loads(Path(sys.argv[1]).read_text()))
-    Path(sys.argv[2]).write_text(json.dumps(found))
+    given, wanted = map(Path, sys.argv[1:])  # XTuner reads its own arguments from sys.argv
+    wanted.write_text(json.dumps(run(json.loads(given.read_text()))))
