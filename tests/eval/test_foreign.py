@@ -79,6 +79,16 @@ def test_mmes_results_a_file_a_task(tmp_path: Path) -> None:
         score_file("mme", folder, data)
 
 
+def test_lines_with_commas_behind_as_seeds_authors_publish_them(tmp_path: Path) -> None:
+    data, path = write_case(tmp_path, "seed"), tmp_path / "GPT-4V.json"
+    records = [
+        {"question_id": row["index"], "prediction": said, "gt_answer": row["answer"]}
+        for row, said in zip(rows_of(data), CASES["seed"].said, strict=True)
+    ]
+    path.write_text("".join(json.dumps(record) + ",\n" for record in records))
+    assert score_file("seed", path, data, "lmms-eval")["accuracy"] == 0.5
+
+
 def test_mmbench_from_llavas_answers(tmp_path: Path, data: Path) -> None:
     records = [{"question_id": r["index"], "prompt": r["question"], "text": r["prediction"]}
                for r in predicted(tables.small())]  # fmt: skip
