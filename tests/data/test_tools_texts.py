@@ -61,14 +61,14 @@ def test_only_answers_that_are_pages_are_changed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "row",
+    ("kind", "row"),
     [
-        {"instruction": "<p>What is this?</p>", "input": "<p>x</p>", "output": "PAGE"},
-        {"instruction": "<p>What is this?</p>", "response": "PAGE", "system": "<p>x</p>"},
+        ("alpaca", {"instruction": "<p>What is this?</p>", "input": "<p>x</p>", "output": "PAGE"}),
+        ("airoboros", {"instruction": "<p>What is this?</p>", "response": "PAGE"}),
     ],
 )
 def test_answers_under_a_key_of_their_own_become_markdown(
-    tmp_path: Path, row: dict[str, str]
+    tmp_path: Path, kind: str, row: dict[str, str]
 ) -> None:
     page = "<p>It is a <b>cat</b>, no dog.</p><ul><li>red</li></ul>"
     text = "Write <p>it</p> so, in two tags."
@@ -78,7 +78,9 @@ def test_answers_under_a_key_of_their_own_become_markdown(
         for answer in (page, text)
     ]
     data.write_text("".join(json.dumps(one) + "\n" for one in held))
-    found = json.loads(run("clean", data, tmp_path / "o.jsonl", "--html", "--json"))
+    found = json.loads(
+        run("clean", data, tmp_path / "o.jsonl", "--html", "--json", "--format", kind)
+    )
     assert found["notes"] == {"html_to_markdown": 1} and found["written"] == 2
     out = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
     key = "output" if "output" in row else "response"

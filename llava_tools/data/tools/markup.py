@@ -13,6 +13,7 @@ from llava_tools.data.tools.cleaning import list_key, role
 from llava_tools.data.tools.files import Row
 from llava_tools.errors import UserError
 
+ANSWERS = ("output", "response", "completion")  # the keys of answers in rows without messages
 _BLOCKS = "p|div|span|pre|ul|ol|table|blockquote|h[1-6]"
 _PAGE = re.compile(rf"\s*<({_BLOCKS})\b[^<>]*>.*</({_BLOCKS})>\s*", re.DOTALL | re.IGNORECASE)
 _LANGUAGE = re.compile(r"language-([\w+#-]+)")
@@ -37,15 +38,20 @@ def without_html(row: Row) -> tuple[Row, int]:
     """
     key, found = list_key(row), 0
     if key is None:
-        return row, 0
+        pages = {name: row[name] for name in ANSWERS if _is_page(row.get(name))}
+        return row | {name: to_markdown(page) for name, page in pages.items()}, len(pages)
     messages = []
     for message in row[key]:
         name = "value" if "value" in message else "content"
         text = message.get(name)
-        if role(message) == "assistant" and isinstance(text, str) and _PAGE.fullmatch(text):
+        if role(message) == "assistant" and _is_page(text):
             message, found = message | {name: to_markdown(text)}, found + 1
         messages.append(message)
     return (row | {key: messages} if found else row), found
+
+
+def _is_page(text: Any) -> bool:
+    return isinstance(text, str) and _PAGE.fullmatch(text) is not None
 
 
 def to_markdown(page: str) -> str:
