@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import partial
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -53,9 +52,8 @@ def write_page(
     benchmark = get_benchmark(report["benchmark"])
     run = report["run"] or {}
     data = data_path or report["data"]["path"]
-    places = {"image_folder": image_folder or run.get("image_folder"),
-              "answers": answers or run.get("answers")}  # fmt: skip
-    table = open_table(benchmark, data, **places)
+    images, golds = image_folder or run.get("image_folder"), answers or run.get("answers")
+    table = open_table(benchmark, data, image_folder=images, answers=golds)
     if table.md5 != report["data"]["md5"]:
         raise UserError(
             f"'{data}' is not the file that was evaluated: its md5 is {table.md5}.",
@@ -94,8 +92,11 @@ def _page(report: Report, rows: Sequence[ShownRow], table: Table, most: int) -> 
     chosen, pictures = _chosen(rows, most), Pictures(table)
     categories = sorted({row.question.category for row in chosen if row.question.category})
     boxes = get_benchmark(report["benchmark"]).boxes
-    drawn = partial(boxes, protocol=report["protocol"]) if boxes is not None else None
-    articles = "".join(article(row, pictures, categories, drawn) for row in chosen)
+    drawn = (boxes(row.question, row.answer or "", report["protocol"]) if boxes else None
+             for row in chosen)  # fmt: skip
+    articles = "".join(
+        article(row, pictures, categories, pair) for row, pair in zip(chosen, drawn, strict=True)
+    )
     model = (report["run"] or {}).get("model") or Path(report["predictions"]).name
     notes = "".join(f'<p class="note">{escape(line)}</p>' for line in footnotes(report))
     which = "" if len(chosen) == len(rows) else ", of every category; --most shows more"

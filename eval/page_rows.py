@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -107,9 +107,12 @@ def article(
     row: ShownRow,
     pictures: Pictures,
     categories: Sequence[str],
-    boxes: Callable[[Question, str], tuple[Box, Box | None]] | None = None,
+    boxes: tuple[Box, Box | None] | None = None,
 ) -> str:
-    """Return a row; its classes are its state and the place of its category."""
+    """Return a row; its classes are its state and the place of its category.
+
+    `boxes` are the right one and the answer's, to draw over its pictures.
+    """
     question, cells = row.question, row.question.row.cells
     place = f" c{categories.index(question.category)}" if question.category else ""
     bare = "" if question.pictures else " bare"
@@ -119,8 +122,7 @@ def article(
         f"{escape(text)}</li>"
         for letter, text in question.options.items()
     )
-    drawn = boxes(question, row.answer or "") if boxes is not None else None
-    images = "".join(pictures.show(picture, drawn) for picture in question.pictures)
+    images = "".join(pictures.show(picture, boxes) for picture in question.pictures)
     names = " · ".join(filter(None, (str(question.index), question.category)))
     return (
         f'<article class="{row.state}{place}{bare}">{f"<div>{images}</div>" if images else ""}<div>'
