@@ -5,6 +5,7 @@ The token is the hub client's own affair (HF_TOKEN, or `hf auth login`): it is n
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,7 +148,7 @@ def _order(item: tuple[str, int]) -> tuple[bool, str]:
 def check_name(repo: str) -> None:
     """Raise UserError for a name that the hub would refuse."""
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(repo)
@@ -195,11 +196,16 @@ def _check_private(api: Any, repo: str, private: bool) -> None:
 
 def _failed(error: Exception, repo: str) -> UserError:
     """Turn what the hub's client raises into what is wrong and what to do."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    status = getattr(getattr(error, "response", None), "status_code", None) or _told(error)
     if status in (401, 403):
         return UserError(
             f"The hub does not let you write to '{repo}' ({status}).",
             "Log in with `hf auth login`, or set HF_TOKEN to a token that may write there.",
+        )
+    if status is not None and status >= 500:
+        return UserError(
+            f"The hub failed over the upload to '{repo}' ({status}): {first_line(error)}",
+            "That is a fault of its own. Nothing changed here; run this again later.",
         )
     if status is not None:
         return UserError(
@@ -207,6 +213,12 @@ def _failed(error: Exception, repo: str) -> UserError:
             "No file arrived there, nothing changed here; mend what it names and run this again.",
         )
     return _unreachable(error, repo)
+
+
+def _told(error: Exception) -> int | None:
+    """Return the status that a refused upload by xet has in its words alone."""
+    found = re.search(r"HTTP status (?:client|server) error \((\d{3})\b", str(error))
+    return int(found[1]) if found else None
 
 
 def _unreachable(error: Exception, repo: str) -> UserError:
