@@ -91,6 +91,17 @@ def test_large_files_arrive_as_objects(
     assert hub.commits[0]["config.json"] == (parts / "phi3/config.json").read_bytes()
 
 
+def test_large_files_go_by_xet_where_it_is_installed(parts: Path, hub: Hub) -> None:
+    """The fake hub has no such storage: it is asked for it, and refuses."""
+    pytest.importorskip("hf_xet")
+    hub.large = 100_000
+    hub.refuse = {"xet-write-token": 403}
+    with pytest.raises(UserError, match=r"does not let you write to 'me/model' \(403\)") as caught:
+        push(plan_upload(parts / "phi3"), "me/model")
+    assert TOKEN not in caught.value.message and not hub.commits and not hub.objects
+    assert any("xet-write-token" in line for line in hub.asked)
+
+
 def test_an_adapter_goes_alone(adapter: Path, hub: Hub) -> None:
     upload = plan_upload(adapter, adapter_only=True)
     assert upload.kind == "adapter" and upload.folder.name == "llm_adapter"
@@ -168,6 +179,8 @@ def test_a_public_repository_does_not_become_private(parts: Path, hub: Hub) -> N
         ({"create": 401}, r"does not let you write to 'me/model' \(401\)"),
         ({"commit": 403}, r"does not let you write to 'me/model' \(403\)"),
         ({"commit": 400}, "refused the upload to 'me/model'"),
+        ({"commit": 409}, "refused the upload to 'me/model'.*409"),
+        ({"commit": 500}, r"failed over the upload to 'me/model' \(500\)"),
     ],
 )
 def test_refusals_of_the_hub(parts: Path, hub: Hub, refuse: dict[str, int], message: str) -> None:

@@ -13,6 +13,7 @@ from llava_tools.errors import UserError
 from llava_tools.eval.lm import Options, evaluate
 from llava_tools.eval.lm_tasks import PRESETS
 from llava_tools.model.load import load_tokenizer
+from tests.model.test_adapted import write_adapter
 
 pytest.importorskip("lm_eval")
 
@@ -136,10 +137,14 @@ def test_another_model_in_the_work_dir_is_refused(parts: Path, run: Any) -> None
         run(model=parts / "llama3")
 
 
-def test_four_bits_are_recorded(run: Any) -> None:
+def test_four_bits_are_recorded(run: Any, parts: Path, tmp_path: Path) -> None:
+    """With the adapter, here the model itself, whose base it names."""
     pytest.importorskip("bitsandbytes")
-    found = run(options={"bits": 4, "quant_type": "fp4"})
-    assert (found["run"]["bits"], found["run"]["quant_type"]) == (4, "fp4")
+    write_adapter(parts / "vicuna", tmp_path / "lora")
+    packing = {"bits": 4, "quant_type": "fp4", "double_quant": False}
+    found = run(model=tmp_path / "lora", options=packing | {"dtype": "bf16"})
+    wanted = packing | {"adapter": str(tmp_path / "lora"), "compute_dtype": "bfloat16"}
+    assert wanted.items() <= found["run"].items()
 
 
 @pytest.mark.parametrize(
