@@ -20,6 +20,7 @@ import base64
 import csv
 import io
 import json
+import shutil
 import statistics
 import sys
 import tempfile
@@ -61,7 +62,6 @@ def write_model(
     """Write a model with random weights that are spread enough to give different answers."""
     raw = root / "raw"
     vocab = tiny.save_tokenizer(raw, "llama3")
-    begin_every_text(raw / "tokenizer.json", "<|begin_of_text|>")
     (width, layers), (llm_width, llm_layers) = tower_size, llm_size
     torch.manual_seed(0)
     vision = CLIPVisionConfig(
@@ -88,12 +88,19 @@ def write_model(
     return root / "model"
 
 
-def begin_every_text(file: Path, token: str) -> None:
-    """Let a tokenizer begin with this token, as Llama-3's does: XTuner leaves it to that."""
-    tokenizer = Tokenizer.from_file(str(file))
+def for_xtuner(model: Path, root: Path, token: str) -> Path:
+    """Return the model with a tokenizer that begins every text with `token`, copied if need be.
+
+    Published tokenizers do, so XTuner puts none there; the ones made here leave it to the template.
+    """
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     known = [(token, tokenizer.token_to_id(token))]
+    if tokenizer.encode("a").ids[0] == known[0][1]:
+        return model
+    shutil.copytree(model, root / "theirs")
     tokenizer.post_processor = TemplateProcessing(single=f"{token} $A", special_tokens=known)
-    tokenizer.save(str(file))
+    tokenizer.save(str(root / "theirs" / "tokenizer.json"))
+    return root / "theirs"
 
 
 def write_table(path: Path, questions: int) -> Path:
@@ -146,7 +153,8 @@ def compare(args: argparse.Namespace, root: Path) -> dict[str, Any]:
     template = None if args.model else "llama3_chat"
     assistant = load_assistant(model, template=template, dtype="fp32", device="cpu")
     rounds = Rounds(root, torch.get_num_threads())
-    job = {"model": str(model), "data": str(data), "template": assistant.template.name,
+    copied = for_xtuner(model, root, assistant.tokenizer.bos_token) if args.xtuner else model
+    job = {"model": str(copied), "data": str(data), "template": assistant.template.name,
            "threads": torch.get_num_threads(), "new_tokens": NEW_TOKENS}  # fmt: skip
     one_by_one(assistant, write_table(root / "warm_up.tsv", 1))
     seconds: dict[str, list[float]] = {"one_by_one": [], "batched": [], "xtuner": []}
