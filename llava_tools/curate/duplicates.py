@@ -126,15 +126,17 @@ class Repeats:
     """Takes rows one by one, and tells at the end which repeat an earlier one; `None`: none do."""
 
     def __init__(self, kind: str | None) -> None:
-        self._compared, self._repeats = DEDUPE[kind] if kind else (None, repeats)
+        self._kind = kind
         self._rows: dict[int, Any] = {}
 
     def add(self, place: int, example: Example) -> None:
         """Take a row; of it only what is compared is kept."""
-        if self._compared:
-            self._rows[place] = self._compared(example)
+        if self._kind:
+            self._rows[place] = DEDUPE[self._kind][0](example)
 
     def places(self) -> set[int]:
         """Return the places of the rows that say the same as one that was added before."""
-        places = list(self._rows)
-        return {places[i] for i in self._repeats(list(self._rows.values()))}
+        if not self._kind:
+            return set()
+        places, compared = list(self._rows), list(self._rows.values())
+        return {places[i] for i in DEDUPE[self._kind][1](compared)}
