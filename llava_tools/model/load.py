@@ -249,6 +249,12 @@ def choose_device(device: str) -> str:
     """Return the device that `auto` means on this machine, or check the one asked for."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise UserError(
+            f"There is no device '{device}'.", "Known: auto, cpu, cuda, cuda:1 and the like."
+        ) from error
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(
             f"Device '{device}' was asked for, but torch sees no GPU here.", "Use --device cpu."
