@@ -63,7 +63,7 @@ def assemble(
         visual_select_layer=int(notes.get("visual_select_layer", -2)),
         tokenizer_dir=llm.folder,
         image_processor=vision.image_processor if vision else None,
-        prompt_template=notes.get("prompt_template"),
+        prompt_template=str(notes["prompt_template"]) if notes.get("prompt_template") else None,
         pad_image_to_square=bool(notes.get("pad_image_to_square", True)),
         visual_encoder_name=tower,
     )

@@ -25,6 +25,7 @@ from typing import Any
 
 from llava_tools.config import Settings
 from llava_tools.config.settings import QuantizationSpec
+from llava_tools.errors import UserError, first_line
 from llava_tools.train.live import ACTIVATIONS, GRADIENTS, LOGITS
 from llava_tools.train.rehearsal import PartSize, Rehearsal
 
@@ -52,8 +53,20 @@ class Zero:
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> Zero:
-        """Take them from a DeepSpeed configuration without "auto"."""
-        zero = config.get("zero_optimization", {})
+        """Take them from a DeepSpeed configuration without "auto".
+
+        Raises UserError for values of a wrong kind.
+        """
+        try:
+            return cls._read(config.get("zero_optimization", {}))
+        except (AttributeError, TypeError, ValueError) as error:
+            raise UserError(
+                f"A value under zero_optimization is of a wrong kind: {first_line(error)}.",
+                "Mend the JSON file of --deepspeed.",
+            ) from error
+
+    @classmethod
+    def _read(cls, zero: Mapping[str, Any]) -> Zero:
         on_host = {
             name: (zero.get(key) or {}).get("device", "none") != "none"
             for name, key in OFFLOADS.items()

@@ -69,6 +69,9 @@ def test_an_unknown_dtype_or_device_or_template(model: Path) -> None:
         load_assistant(model, template="phi3_chats")
     with pytest.raises(UserError, match="does not fit the tokenizer"):
         load_assistant(model, template="llama3_chat")
+    (model / "llava_tools.json").write_text('{"prompt_template": 3}')
+    with pytest.raises(UserError, match="Unknown prompt template '3'"):
+        load_assistant(model)
     with pytest.raises(UserError, match="There is no device 'banana'"):
         load_assistant(model, device="banana")
     if not torch.cuda.is_available():

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from llava_tools.config import Settings, load_settings
+from llava_tools.errors import UserError
 from llava_tools.train.flops import Work, Workload
 from llava_tools.train.forecast import GPUS, STAGES, Forecast, alternatives, between
 from llava_tools.train.memory import GIB, Memory, Zero, estimate
@@ -109,6 +110,12 @@ def test_shipped_configurations_are_read() -> None:
         assert Zero.read(read_deepspeed_config(name, settings, 8)) == zero
     own = {"zero_optimization": {"stage": 3, "reduce_bucket_size": 5, "offload_param": None}}
     assert Zero.read(own) == Zero(3, bucket=5, overlap=True)
+
+
+@pytest.mark.parametrize("wrong", [{"reduce_bucket_size": "big"}, {"offload_optimizer": "cpu"}])
+def test_a_configuration_with_a_value_of_a_wrong_kind(wrong: dict[str, str]) -> None:
+    with pytest.raises(UserError, match="A value under zero_optimization is of a wrong kind"):
+        Zero.read({"zero_optimization": {"stage": 2, **wrong}})
 
 
 def test_batches_between_two_follow_a_line() -> None:
