@@ -9,6 +9,7 @@ from typing import Any
 from llava_tools.converters.convert import convert, export, without_vision
 from llava_tools.converters.phi_to_llama import as_llama, as_phi3
 from llava_tools.errors import UserError, did_you_mean
+from llava_tools.model.checksums import noting_checksums
 from llava_tools.model.source import open_parts, open_source
 
 SAVE_FORMATS = {"xtuner": "xtuner", "official": "llava", "huggingface": "hf"}
@@ -41,6 +42,7 @@ def pth_to_hf(
     )
 
 
+@noting_checksums()
 def phi_to_llama(
     phi_path: str | Path,
     save_path: str | Path,
@@ -57,6 +59,7 @@ def phi_to_llama(
     return export(as_llama(source), save_path, "hf", None, max_shard_size, overwrite=overwrite)
 
 
+@noting_checksums()
 def llama_to_phi(
     llama_path: str | Path,
     save_path: str | Path,
@@ -68,6 +71,7 @@ def llama_to_phi(
     return export(source, save_path, "hf", None, max_shard_size, overwrite=overwrite)
 
 
+@noting_checksums()
 def xtuner_to_llava(
     text_model_id: str,
     vision_model_id: str,
@@ -81,6 +85,7 @@ def xtuner_to_llava(
     return export(source, save_path, "llava", None, max_shard_size, overwrite=overwrite)
 
 
+@noting_checksums()
 def xtuner_to_hf(
     text_model_id: str,
     vision_model_id: str,

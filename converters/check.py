@@ -29,7 +29,7 @@ from llava_tools.converters.verify import (
 )
 from llava_tools.converters.writer import export_cast, tensor_bytes
 from llava_tools.errors import UserError
-from llava_tools.model.checksums import comparing_checksums
+from llava_tools.model.checksums import compare_checksums, noting_checksums
 from llava_tools.model.lazy import LazyTensor
 from llava_tools.model.past_cache import past_cache
 from llava_tools.model.source import Source, open_source
@@ -40,6 +40,7 @@ EMBEDDINGS = ("llm.model.embed_tokens.weight", "llm.lm_head.weight")
 
 
 @past_cache()
+@noting_checksums()
 def check(
     first: str | Path, second: str | Path, config: str | None = None, *, logits: bool = True
 ) -> dict[str, Any]:
@@ -51,8 +52,8 @@ def check(
     """
     given = Path(first).expanduser(), Path(second).expanduser()
     compare = _COMPARE[is_gguf(given[0]), is_gguf(given[1])]
-    with comparing_checksums():
-        record, pair = compare(*given, config, logits)
+    record, pair = compare(*given, config, logits)
+    compare_checksums()
     record |= {"versions": versions()}
     passed = not (record["missing"] or record["extra"] or record["changed"])
     if logits and passed:

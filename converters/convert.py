@@ -29,7 +29,7 @@ from llava_tools.converters.to_llava import check_llava, write_llava
 from llava_tools.converters.to_xtuner import write_xtuner
 from llava_tools.converters.writer import Writer, parse_size
 from llava_tools.errors import UserError, did_you_mean
-from llava_tools.model.checksums import comparing_checksums
+from llava_tools.model.checksums import noting_checksums
 from llava_tools.model.past_cache import past_cache
 from llava_tools.model.source import NOTES, Source, open_source
 
@@ -68,6 +68,7 @@ QUANTIZED = "q8_0"  # gguf's, of the LLM; what cannot be quantised is then fp16
 
 
 @past_cache()
+@noting_checksums()
 def convert(
     src: str | Path,
     dst: str | Path,
@@ -89,13 +90,13 @@ def convert(
     config of a checkpoint's run, by default the config.py beside it, with `cfg_options` as its
     overrides. `dtype` is that of all weights (fp16, bf16, fp32; for gguf also q8_0); without one,
     a checkpoint becomes fp16 and a folder keeps what its LLM has.
-    `verify` also compares the checksums in a checkpoint, and logits with the source's, and writes
+    `verify` also compares logits with the source's, and writes
     `conversion.json`; without `logits` it needs no memory for the model. `llm` remaps the
     LLM to `llama` or `phi3` first. `adapter_only` (to xtuner) keeps LoRA adapters apart.
 
-    Raises UserError: an unknown name, a source that is incomplete, a target that exists or cannot
-    hold the model, a full disk, a weight that overflows, a failed comparison. Nothing is written
-    then.
+    Raises UserError: an unknown name, a source that is incomplete or has changed since its
+    checksums were written, a target that exists or cannot hold the model, a full disk, a weight
+    that overflows, a failed comparison. Nothing is written then.
     """
     from llava_tools.converters import towers
 
@@ -117,8 +118,7 @@ def convert(
             f"'{src}' is GGUF, which is written only.",
             "Convert the checkpoint or folder that it was made from.",
         )
-    with comparing_checksums(verify):
-        source = open_source(src, config, cfg_options)
+    source = open_source(src, config, cfg_options)
     if adapter_only:
         return _export_adapters(
             source, dst, to, dtype, max_shard_size, config, cfg_options, overwrite

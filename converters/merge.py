@@ -17,12 +17,14 @@ from llava_tools.converters.writer import Writer, parse_size
 from llava_tools.model.adapted import read_llm_adapter, warn_of_another_name, with_adapter
 from llava_tools.model.adapters import merge_adapter, read_adapter
 from llava_tools.model.assembly import assemble, read_notes
+from llava_tools.model.checksums import noting_checksums
 from llava_tools.model.parts import read_llm, read_vision, resolve_folder
 from llava_tools.model.past_cache import past_cache
 from llava_tools.model.weights import has_weights, read_weights
 
 
 @past_cache()
+@noting_checksums()
 def merge(
     base: str,
     adapter: str,
@@ -51,6 +53,7 @@ def merge(
 
 
 @past_cache()
+@noting_checksums()
 def split(src: str | Path, dst: str | Path, overwrite: bool = False) -> dict[str, Any]:
     """`convert split SRC DST`: the same folder with every tensor in a file of its own.
 

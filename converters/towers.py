@@ -17,6 +17,7 @@ from llava_tools.converters.to_open_clip import write_open_clip
 from llava_tools.converters.to_xtuner import processor_config, tower_config
 from llava_tools.converters.writer import Writer, parse_size
 from llava_tools.errors import UserError, did_you_mean
+from llava_tools.model.checksums import noting_checksums
 from llava_tools.model.keymap import convert, invert
 from llava_tools.model.open_clip import is_open_clip
 from llava_tools.model.parts import Part, read_vision
@@ -39,6 +40,7 @@ def is_tower(src: str | Path) -> bool:
 
 
 @past_cache()
+@noting_checksums()
 def convert_tower(
     src: str | Path,
     dst: str | Path,

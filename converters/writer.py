@@ -14,6 +14,7 @@ import torch
 from llava_tools.converters.digests import Crc32, Digests, Hash, digest_of
 from llava_tools.converters.new_file import NewFile
 from llava_tools.errors import UserError
+from llava_tools.model.checksums import compare_checksums
 from llava_tools.model.lazy import LazyTensor
 from llava_tools.model.safetensors_file import DTYPES
 from llava_tools.model.weights import read_tensors, read_weights
@@ -122,10 +123,11 @@ class Writer:
             self.digests |= {(path.parent, name): late.result() for name, late in found.items()}
 
     def compare(self) -> None:
-        """Read all that was written back, and compare it by its digests.
+        """Read all that was written back, and compare it by its digests; first what was read.
 
         Raises UserError naming the weight that differs.
         """
+        compare_checksums()
         for check in self.checks:
             check()
         for folder, stem, wanted in self.written:

@@ -18,12 +18,13 @@ from llava_tools.model.past_cache import Uncached, is_wanted
 
 
 class FileBytes:
-    """An open file. Raises OSError as `open` does."""
+    """An open file; `places_read` are the offsets it was read at. Raises OSError as `open` does."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = path.open("rb", buffering=0)
         self.size = os.fstat(self._file.fileno()).st_size
+        self.places_read: set[int] = set()
         self._uncached: Uncached | None = None
 
     def read(self, offset: int, count: int) -> torch.Tensor:
@@ -32,6 +33,7 @@ class FileBytes:
         Raises UserError when the disk fails, and when the file ends before, as it does when it is
         changed meanwhile.
         """
+        self.places_read.add(offset)
         if is_wanted() and count:
             self._uncached = self._uncached or Uncached(self.path)
             if (found := self._uncached.read(offset, count)) is not None:
