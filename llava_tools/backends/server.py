@@ -7,12 +7,15 @@ several at once, keeping replies on disk and giving up where nothing comes any m
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from llava_tools.backends.cache import ReplyCache
 from llava_tools.backends.deadline import deadline
@@ -20,6 +23,7 @@ from llava_tools.backends.request import Failure, Meter, Reply, Request
 from llava_tools.errors import UserError, first_line
 
 PASSING = {"timeout", "no_connection", "rate_limited", "server_error", "garbage"}
+LISTENING_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Server:
         self._client = _client(settings)
         self._cache = ReplyCache(settings.cache) if settings.cache else None
         self._failed_in_a_row = 0
+        self._looked = False
 
     def answers(self, requests: Iterable[Request]) -> Iterator[tuple[int, Reply | Failure]]:
         """Yield (position, reply or failure) as they come, `concurrency` of them on their way.
@@ -99,6 +104,9 @@ class Server:
     def _ask(self, request: Request) -> Reply | Failure:
         import openai
 
+        if not self._looked and self.settings.base_url:
+            check_listening(self.settings.base_url)
+        self._looked = True
         try:
             if request.prompt is None:
                 return _chat_reply(self._client.chat.completions.create(**self._fields(request)))
@@ -141,6 +149,26 @@ class Server:
         if request.top_logprobs:
             fields |= {"logprobs": True, "top_logprobs": request.top_logprobs}
         return fields | {"messages": [dict(message) for message in request.messages]}
+
+
+def check_listening(base_url: str) -> None:
+    """Raise UserError where nothing listens: later a server may be away, but not from the start.
+
+    Names that are not found and slow networks are left to the retries, and so are proxies.
+    """
+    url = urlsplit(base_url)
+    if url.hostname is None or getproxies():
+        return
+    try:
+        port = url.port or (443 if url.scheme == "https" else 80)
+        socket.create_connection((url.hostname, port), LISTENING_SECONDS).close()
+    except ConnectionRefusedError as error:
+        raise UserError(
+            f"Nothing listens at {url.hostname}, port {port}.",
+            "Start the server, or check the base URL.",
+        ) from error
+    except (OSError, ValueError):
+        return
 
 
 def _client(settings: ServerSettings) -> Any:

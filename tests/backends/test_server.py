@@ -206,11 +206,19 @@ def test_replies_survive_a_kill(tmp_path: Path) -> None:
     assert asking.meter.cached >= 5 and len(server.asked) - before == 9 - asking.meter.cached
 
 
-def test_nobody_listens() -> None:
+def test_nobody_listens_from_the_start_or_any_more(tmp_path: Path) -> None:
+    kept = tmp_path / "replies.db"
     with fake_server(last) as server:
-        gone = server
-    found = one(gone, max_retries=0)
+        asking = backend(server, max_retries=0, cache=kept)
+        assert isinstance(dict(asking.answers([chat("a")]))[0], Reply)
+    found = dict(asking.answers([chat("b")]))[0]
     assert isinstance(found, Failure) and found.reason == "no_connection"
+    port = server.url.split(":")[2].split("/")[0]
+    with pytest.raises(UserError, match=f"Nothing listens at 127.0.0.1, port {port}") as error:
+        one(server)  # at once, in spite of eight retries
+    assert "check the base URL" in error.value.hint
+    again = backend(server, cache=kept)
+    assert isinstance(dict(again.answers([chat("a")]))[0], Reply)  # nobody need be there
 
 
 def test_a_run_ends_when_nothing_comes_any_more(tmp_path: Path) -> None:
