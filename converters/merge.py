@@ -82,6 +82,8 @@ def split(src: str | Path, dst: str | Path, overwrite: bool = False) -> dict[str
 
 def _other_files(folder: Path) -> Iterable[Path]:
     """Return what lies in a folder besides weights, their indices, and a certificate of these."""
-    left = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".index.json", ".gguf")
-    left += ("conversion.json",)
+    left = (
+        *(".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".index.json", ".gguf"),
+        "conversion.json",
+    )
     return [f for f in sorted(folder.iterdir()) if f.is_file() and not f.name.endswith(left)]
