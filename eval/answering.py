@@ -22,6 +22,7 @@ from llava_tools.eval.answer_log import Answer
 from llava_tools.eval.benchmark import Question
 from llava_tools.eval.pictures import Picture
 from llava_tools.eval.tsv import Table
+from llava_tools.model.allocator import keep_freed_blocks
 from llava_tools.model.generate import GenerationSettings, answer_text
 from llava_tools.model.shared_prefix import generate_groups
 
@@ -49,6 +50,8 @@ def answer_all(
     The order is that of speed, not of the table. With `blank_images` every picture is replaced by
     a grey one of its size. Raises UserError for a picture that cannot be decoded.
     """
+    if assistant.model.device.type == "cpu":  # batch after batch takes blocks of the same sizes
+        keep_freed_blocks(2**28, 2**30)
     turns = [[Turn("user", question.prompt)] for question in questions]
     prompts = [render_prompt(t, assistant.template, assistant.tokenizer) for t in turns]
     _warn_of_long_rows(assistant, questions, prompts, settings.max_new_tokens)

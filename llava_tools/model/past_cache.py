@@ -13,15 +13,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from llava_tools.model.allocator import keep_freed_blocks, libc
+
 ALIGNED = 4096  # of places, sizes and addresses: more than any disk asks for
 DIRECT = getattr(os, "O_DIRECT", 0)
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 _wanted: ContextVar[bool] = ContextVar("past_cache", default=False)
 
@@ -29,28 +29,12 @@ _wanted: ContextVar[bool] = ContextVar("past_cache", default=False)
 @contextmanager
 def past_cache() -> Iterator[None]:
     """Read files past the page cache within this block (or function, as its decorator)."""
-    _keep_freed_blocks()
+    keep_freed_blocks(4 * 2**20, 32 * 2**20)
     token = _wanted.set(True)
     try:
         yield
     finally:
         _wanted.reset(token)
-
-
-@cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None)
-
-
-@cache
-def _keep_freed_blocks() -> None:
-    """Let the C library keep blocks that are freed, as the next ones are as large.
-
-    glibc would give each back to the system, and have it cleared anew: 0.3 seconds a GB.
-    """
-    if (option := getattr(_libc(), "mallopt", None)) is not None:
-        option(_MMAP_THRESHOLD, 4 * 2**20)
-        option(_TRIM_THRESHOLD, 32 * 2**20)
 
 
 def is_wanted() -> bool:
@@ -105,7 +89,7 @@ class Uncached:
         found = ctypes.c_ubyte()
         for place in (first, first + count - 1):
             page = self._start + place - place % mmap.PAGESIZE
-            if _libc().mincore(ctypes.c_size_t(page), ctypes.c_size_t(1), ctypes.byref(found)):
+            if libc().mincore(ctypes.c_size_t(page), ctypes.c_size_t(1), ctypes.byref(found)):
                 return True
             if not found.value & 1:
                 return False
