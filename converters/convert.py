@@ -90,9 +90,9 @@ def convert(
     config of a checkpoint's run, by default the config.py beside it, with `cfg_options` as its
     overrides. `dtype` is that of all weights (fp16, bf16, fp32; for gguf also q8_0); without one,
     a checkpoint becomes fp16 and a folder keeps what its LLM has.
-    `verify` also compares logits with the source's, and writes
-    `conversion.json`; without `logits` it needs no memory for the model. `llm` remaps the
-    LLM to `llama` or `phi3` first. `adapter_only` (to xtuner) keeps LoRA adapters apart.
+    `verify` also compares logits with the source's and writes `conversion.json`; without `logits`
+    it needs no memory for the model. `llm` remaps the LLM to `llama` or `phi3` first.
+    `adapter_only` (to xtuner) keeps LoRA adapters apart.
 
     Raises UserError: an unknown name, a source that is incomplete or has changed since its
     checksums were written, a target that exists or cannot hold the model, a full disk, a weight

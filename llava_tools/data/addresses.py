@@ -7,6 +7,7 @@ address that was checked: a name that changes its mind in between (DNS rebinding
 from __future__ import annotations
 
 import ssl
+from contextlib import closing
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from time import monotonic
@@ -57,7 +58,7 @@ def fetch_bytes(url: str, where: str, allowed: Allowance, *, private: bool = Fal
     for hop in range(MAX_REDIRECTS + 1):
         try:
             response, connection = _ask(url, allowed.end(), private and hop == 0)
-            with connection, response:
+            with closing(connection), response:
                 location = response.headers.get("Location")
                 if response.status in (301, 302, 303, 307, 308) and location:
                     url = urljoin(url, location)

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Sequence
 from queue import Empty, SimpleQueue
 from time import monotonic
-from types import TracebackType
 from typing import Any
 
 # IPv6 that gateways turn into the IPv4 address in its last 32 bits (RFC 6052, RFC 4291), and that
@@ -108,17 +107,6 @@ class TimedSocket:
     def close(self) -> None:
         """End the connection once its readers are closed, too."""
         self._sock.close()
-
-    def __enter__(self) -> TimedSocket:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class _Reader(io.RawIOBase):
