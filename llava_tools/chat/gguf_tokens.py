@@ -9,8 +9,9 @@ from typing import Any
 
 from tokenizers import AddedToken
 
-from llava_tools.data.codec import Codec, Spans
+from llava_tools.data.codec import Codec
 from llava_tools.data.pieces import Part
+from llava_tools.data.spans import Spans
 
 PIECE_BYTES = 512  # longer than any token
 

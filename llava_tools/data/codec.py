@@ -5,37 +5,31 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from llava_tools.constants import IMAGE_TOKEN
 from llava_tools.data.escaping import Escaping, broken_up
 from llava_tools.data.own_template import OwnTemplate
 from llava_tools.data.pieces import Part
+from llava_tools.data.spans import Located
+from llava_tools.data.words import Words
 
 CACHED = 4096  # constant pieces kept, such as separators
-
-
-class Spans(NamedTuple):
-    """Ids, and which characters of the text each of them stands for."""
-
-    ids: list[int]
-    starts: list[int]
-    ends: list[int]
 
 
 class Codec:
     """Encodes pieces of text without adding special tokens, as XTuner does piece by piece.
 
-    A fast tokenizer is called through its Rust half: the same ids as `tokenizer.encode(text,
-    add_special_tokens=False)` in half the time, and picklable without transformers.
+    A fast tokenizer is called through its Rust half, once a word: the same ids as
+    `tokenizer.encode(text, add_special_tokens=False)`, and picklable without transformers.
     `token_ids` and `token_texts` are BOS and end token by the names that pieces have for them.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self._backend: Any = getattr(tokenizer, "backend_tokenizer", None)
         self._slow: Any = tokenizer if self._backend is None else None
-        self._untrimmed: Any = None
+        self._made: Words | None = None
         self._escaping: Escaping | None = None
         self._known: dict[str, list[int]] = {}
         bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -53,7 +47,7 @@ class Codec:
 
     def __getstate__(self) -> dict[str, Any]:
         # These are large, and made again where they are needed.
-        return self.__dict__ | {"_untrimmed": None, "_escaping": None, "_known": {}}
+        return self.__dict__ | {"_made": None, "_escaping": None, "_known": {}}
 
     @property
     def own_template(self) -> OwnTemplate:
@@ -67,11 +61,9 @@ class Codec:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a piece of text; control strings in it become control tokens."""
-        backend = self._backend
-        if backend is None:
+        if self._backend is None:
             return list(self._slow.encode(text, add_special_tokens=False))
-        self._switch_off()
-        return list(backend.encode(text, add_special_tokens=False).ids)
+        return self._words().encode(text)
 
     def encode_parts(self, parts: Sequence[Part]) -> list[int]:
         """Return the ids of a piece; what was said in it never becomes a control token."""
@@ -88,16 +80,11 @@ class Codec:
             self._known[text] = self.encode(text) if text else []
         return self._known[text]
 
-    def encode_spans(self, parts: Sequence[Part]) -> Spans:
+    def encode_spans(self, parts: Sequence[Part]) -> Located:
         """Return the ids of a text with their places in it, as `encode_parts` gives them."""
         if self._has_control(parts):
-            found, places = self._escape().encode(parts)
-        else:
-            encoding = self._without_trimming().encode(
-                "".join([text for text, _ in parts]), add_special_tokens=False
-            )
-            found, places = encoding.ids, encoding.offsets
-        return Spans(found, [start for start, _ in places], [end for _, end in places])
+            return self._escape().encode(parts)
+        return self._words().spans("".join([text for text, _ in parts]))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of some ids, special tokens written out."""
@@ -119,34 +106,23 @@ class Codec:
         search = self._control.search
         return any(said and search(text) is not None for text, said in parts)
 
+    def _words(self) -> Words:
+        if self._made is None:
+            self._made = Words(self._backend)
+        return self._made
+
     def _escape(self) -> Escaping:
         if self._escaping is None:
-            self._switch_off()
             self._escaping = Escaping(self._backend.to_str(), self.control_tokens)
         return self._escaping
-
-    def _without_trimming(self) -> Any:
-        """Return the tokenizer with the places of its tokens as they are, spaces included."""
-        if self._untrimmed is None:
-            from tokenizers import Tokenizer
-
-            self._switch_off()
-            self._untrimmed = Tokenizer.from_str(self._backend.to_str())
-            self._untrimmed.post_processor = None
-        return self._untrimmed
-
-    def _switch_off(self) -> None:
-        """Undo the truncation or padding that an earlier call of the tokenizer has left on."""
-        if self._backend.truncation is not None or self._backend.padding is not None:
-            self._backend.no_truncation()
-            self._backend.no_padding()
 
     def identity(self) -> str:
         """Return a hash of all that decides the ids."""
         if self._backend is None:
             rules = repr(sorted(self._slow.get_vocab().items()))
         else:
-            self._switch_off()
+            self._backend.no_truncation()  # an earlier call may have left it on
+            self._backend.no_padding()
             rules = self._backend.to_str()
         return hashlib.sha256(f"{rules} {self.bos} {self.eos}".encode()).hexdigest()[:16]
 
@@ -180,7 +156,7 @@ _CODECS: WeakKeyDictionary[Any, Codec] = WeakKeyDictionary()
 def codec_of(tokenizer: Any) -> Codec:
     """Return the codec of a tokenizer, made once; a Codec is returned as it is.
 
-    Tokens that are added to the tokenizer later are encoded, but not found by control_string.
+    Tokens that are added to the tokenizer later are unknown to it.
     """
     if isinstance(tokenizer, Codec):
         return tokenizer

@@ -10,20 +10,34 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
 from llava_tools.data.pieces import Part
+from llava_tools.data.spans import Located, Place
+from llava_tools.data.words import Words
 
 FIRST, LAST = 0xF0000, 0x10FFFD  # characters that Unicode leaves to private use
 
 
-class Escaped(NamedTuple):
-    """Ids, and the places in the text (start, end) that they stand for."""
+class Escaped:
+    """Ids of a text that was written with stand-ins, and which of them is where in it.
 
-    ids: list[int]
-    offsets: list[tuple[int, int]]
+    `places` says where each character that was written stands in the text, and where it ends.
+    """
+
+    def __init__(self, ids: list[int], written: Located, places: list[int]) -> None:
+        self.ids, self._written, self._places = ids, written, places
+
+    def at(self, place: int) -> Place:
+        """Return the token at a character, the number of tokens behind the last."""
+        return self._written.at(bisect_left(self._places, place))
+
+    def before(self, place: int) -> int:
+        """Return how many tokens start before a character."""
+        return self._written.before(bisect_left(self._places, place))
 
 
 class Escaping:
@@ -32,7 +46,7 @@ class Escaping:
     def __init__(self, state: str, control: Mapping[str, int]) -> None:
         self._state = state
         self._control = dict(control)
-        self._made: dict[int, tuple[Any, dict[int, int]]] = {}
+        self._made: dict[int, tuple[Words, dict[int, int]]] = {}
         longest_first = sorted(control, key=lambda text: (-len(text), text))
         self._pattern = re.compile("|".join(map(re.escape, longest_first)))
         self._numbers = {text: number for number, text in enumerate(control)}
@@ -40,19 +54,15 @@ class Escaping:
     def encode(self, parts: Sequence[Part]) -> Escaped:
         """Return the ids of the parts as one text."""
         base = self._unused("".join(text for text, _ in parts))
-        tokenizer, ids = self._tokenizer(base)
+        words, ids = self._tokenizer(base)
         written, origins = [], [0]
         for text, said in parts:
             for piece, number in [(text, None)] if said else self._cut(text):
                 written.append(piece if number is None else chr(base + number))
                 width = 1 if number is None else len(piece)
                 origins += [width] * len(written[-1])
-        places = list(accumulate(origins))
-        encoding = tokenizer.encode("".join(written), add_special_tokens=False)
-        return Escaped(
-            [ids.get(i, i) for i in encoding.ids],
-            [(places[start], places[end]) for start, end in encoding.offsets],
-        )
+        found = words.spans("".join(written))
+        return Escaped([ids.get(i, i) for i in found.ids], found, list(accumulate(origins)))
 
     def _cut(self, text: str) -> Iterator[tuple[str, int | None]]:
         """Yield the pieces of a template's text, with the numbers of its control tokens."""
@@ -70,12 +80,12 @@ class Escaping:
         bases = range(FIRST, LAST - count, count)
         return next(base for base in bases if used.isdisjoint(range(base, base + count)))
 
-    def _tokenizer(self, base: int) -> tuple[Any, dict[int, int]]:
+    def _tokenizer(self, base: int) -> tuple[Words, dict[int, int]]:
         if base not in self._made:
             self._made[base] = self._make(base)
         return self._made[base]
 
-    def _make(self, base: int) -> tuple[Any, dict[int, int]]:
+    def _make(self, base: int) -> tuple[Words, dict[int, int]]:
         """Return the tokenizer with stand-ins from `base` on, and whose ids theirs stand for."""
         from tokenizers import AddedToken, Tokenizer
 
@@ -97,7 +107,7 @@ class Escaping:
             made = tokenizer.token_to_id(text)
             assert made is not None
             ids[made] = number
-        return tokenizer, ids
+        return Words(tokenizer), ids
 
 
 def _hide(model: dict[str, Any], control: Mapping[str, int]) -> None:

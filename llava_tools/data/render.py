@@ -8,7 +8,6 @@ its images, and a token is trained if it holds a part of an answer or of its end
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -201,11 +200,11 @@ def _encode_chunk(
     Where a token would reach from a prompt into its answer, the text is cut there: a prompt must
     have the ids it was trained with.
     """
-    found, starts, ends = codec.encode_spans(parts)
+    found = codec.encode_spans(parts)
     base = len(ids)
+    firsts = [found.at(start) for start, _, _ in places]
     for number, (start, _, _) in enumerate(places):
-        first = min(bisect_right(ends, start), bisect_left(starts, start))
-        if first < len(found) and starts[first] < start and start > 0:
+        if start > 0 and firsts[number].reaches_over:
             head, tail = _cut(parts, start)
             kept = codec.behind_a_cut(tail)
             start += sum(len(text) for text, _ in tail) - sum(len(text) for text, _ in kept)
@@ -213,10 +212,9 @@ def _encode_chunk(
             moved = [(max(0, a - start), b - start, k) for a, b, k in places[number:]]
             _encode_chunk(kept, moved, codec, ids, answers)
             return
-    for start, stop, _ in places:
-        first = min(bisect_right(ends, start), bisect_left(starts, start))
-        answers.append((base + first, base + bisect_left(starts, stop)))
-    ids += found
+    for first, (_, stop, _) in zip(firsts, places, strict=True):
+        answers.append((base + first.token, base + found.before(stop)))
+    ids += found.ids
 
 
 def _cut(parts: Sequence[Part], place: int) -> tuple[list[Part], list[Part]]:

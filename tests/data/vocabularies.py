@@ -29,7 +29,10 @@ CONTROL = sorted({text for row in TEMPLATES.values() for text in row.control}) +
 ]
 # The last lines have pieces that would reach over the seams of a format if a vocabulary let them.
 TEXTS = [*CORPUS, "ASSISTANT: hello\n\nhi there USER: ### Human: [INST] <|user|>\n" * 3]
-LLAMA3 = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def _trained(tokenizer: Tokenizer, **options: Any) -> Tokenizer:
