@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +17,7 @@ from llava_tools.eval.benchmark import Question
 from llava_tools.eval.pictures import Index
 from llava_tools.eval.predictions import prompt_hash, read_header, read_jsonl, whole_lines
 from llava_tools.eval.shares import Place, answer_files
-
-log = logging.getLogger(__name__)
+from llava_tools.locks import hold
 
 ALONE = Place()
 
@@ -89,15 +86,11 @@ class AnswerLog:
         """Open a file or folder that no other process holds. Raises UserError otherwise."""
         descriptor = os.open(path, flags, 0o666)
         self.held.append(descriptor)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"Another evaluation is writing to '{path}'.",
-                "Wait for it, stop it, or give another --work-dir.",
-            ) from error
-        except OSError:  # a file system that knows no locks
-            log.debug("'%s' cannot be locked.", path)
+        taken = UserError(
+            f"Another evaluation is writing to '{path}'.",
+            "Wait for it, stop it, or give another --work-dir.",
+        )
+        hold(descriptor, path, taken)
         return descriptor
 
     def _unwritable(self, error: OSError) -> UserError:

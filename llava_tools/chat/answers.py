@@ -6,7 +6,6 @@ What made them lies beside, in OUT.settings.json, written before the first answe
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,8 +15,11 @@ from typing import Any, BinaryIO
 import orjson
 
 from llava_tools.errors import UserError
+from llava_tools.locks import hold
 
 Answer = dict[str, Any]  # row, id, answer, finish, tokens; error
+
+WAIT = "Wait for it, or give another OUT."
 
 
 class AnswerFile:
@@ -40,7 +42,7 @@ class AnswerFile:
                 f"Cannot write '{path}': {error.strerror}.", "Choose another place."
             ) from error
         try:
-            self._lock()
+            hold(self._file, path, UserError(f"Another process is writing '{path}'.", WAIT))
             end = self._read()
             _replace(self.beside, orjson.dumps(self.settings | wanted, option=orjson.OPT_INDENT_2))
             self._file.truncate(end)
@@ -87,14 +89,6 @@ class AnswerFile:
         self.check(more)
         saved = orjson.loads(self.beside.read_bytes())
         _replace(self.beside, orjson.dumps(saved | dict(more), option=orjson.OPT_INDENT_2))
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"Another process is writing '{self.path}'.", "Wait for it, or give another OUT."
-            ) from error
 
     def _read(self) -> int:
         """Take over the whole lines; return where the last one ends."""

@@ -6,7 +6,6 @@ that count them, so that there are never fewer of them than lines.
 
 from __future__ import annotations
 
-import fcntl
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import orjson
 
 from llava_tools.errors import UserError
+from llava_tools.locks import hold
 
 KIND = "llava-tools curate"
 NPY_HEADER = 128  # bytes, with room for any number of rows
@@ -45,14 +45,9 @@ class ScoreLog:
             raise UserError(
                 f"Cannot write '{path}': {error.strerror}.", "Choose another place."
             ) from error
+        hint = "Wait for it, or give another file."
         try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self.file.close()
-            raise UserError(
-                f"Another process is writing '{path}'.", "Wait for it, or give another file."
-            ) from error
-        try:
+            hold(self.file, path, UserError(f"Another process is writing '{path}'.", hint))
             end = self._read(fingerprint)
         except UserError:
             self.file.close()

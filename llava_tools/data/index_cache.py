@@ -87,7 +87,10 @@ def _load(folder: Path) -> list[Any] | None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file, waiting for the process that has it."""
+    """Hold a lock file, waiting for the process that has it.
+
+    Raises OSError where there are no locks, unlike `locks.hold`: without one, nothing is shared.
+    """
     with path.open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -7,7 +7,6 @@ folder appears under its name when it is complete.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -31,6 +30,7 @@ from llava_tools.data.packed import PackedRows
 from llava_tools.data.prepare import Plan, Prepared
 from llava_tools.data.skipped import from_lines, to_lines
 from llava_tools.errors import UserError
+from llava_tools.locks import hold
 
 VERSION = 3  # of the folder's layout
 MANIFEST, SKIPPED = "manifest.json", "skipped.jsonl"
@@ -153,13 +153,11 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
+    hint = "Wait for it, or name another --save-folder."
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        hold(descriptor, folder, UserError(f"Another process is writing '{folder}'.", hint))
         yield
-    except BlockingIOError as error:
-        message = f"Another process is writing '{folder}'."
-        raise UserError(message, "Wait for it, or name another --save-folder.") from error
     finally:
         os.close(descriptor)
 

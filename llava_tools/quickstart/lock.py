@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from llava_tools.errors import UserError
+from llava_tools.locks import hold, try_hold
 
 LOCKS = (".quickstart.lock", ".command.lock")
 ORPHAN_SECONDS = 120  # for a command that is left behind to save and end
@@ -29,11 +29,11 @@ def alone(work_dir: Path) -> Iterator[CommandLock]:
     except (FileExistsError, NotADirectoryError) as error:
         raise UserError(f"'{work_dir}' is no folder.", "Choose another --work-dir.") from error
     with (work_dir / LOCKS[0]).open("a") as own, (work_dir / LOCKS[1]).open("a+") as commands:
-        if not _try(own):
-            raise UserError(
-                f"Another quickstart is at work in '{work_dir}'.",
-                "Wait for it, stop it, or choose another --work-dir.",
-            )
+        taken = UserError(
+            f"Another quickstart is at work in '{work_dir}'.",
+            "Wait for it, stop it, or choose another --work-dir.",
+        )
+        hold(own, work_dir, taken)
         lock = CommandLock(commands)
         lock.take()
         yield lock
@@ -50,7 +50,7 @@ class CommandLock:
 
         Raises UserError when it does not stop.
         """
-        if _try(self.file):
+        if try_hold(self.file, Path(self.file.name)):
             return
         self.file.seek(0)
         pid = self.file.read()
@@ -58,7 +58,7 @@ class CommandLock:
             with suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGTERM)
         end = time.monotonic() + ORPHAN_SECONDS
-        while not _try(self.file):
+        while not try_hold(self.file, Path(self.file.name)):
             if time.monotonic() > end:
                 raise UserError(
                     f"A command of a killed quickstart does not stop (process {pid}).",
@@ -71,11 +71,3 @@ class CommandLock:
         self.file.truncate(0)
         self.file.write(pid)
         self.file.flush()
-
-
-def _try(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

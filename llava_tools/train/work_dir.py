@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from llava_tools.config import is_run_config
 from llava_tools.errors import UserError
-
-log = logging.getLogger(__name__)
+from llava_tools.locks import hold
 
 LOCK = ".train.lock"
 CONFIG = "config.py"
@@ -33,18 +30,13 @@ def check_work_dir(work_dir: Path) -> None:
 def alone(work_dir: Path) -> Iterator[None]:
     """Keep other runs out of `work_dir` while this process lives.
 
-    By a record lock: the loader's processes do not inherit it and may outlive a killed run. Where
-    a file system has no locks, that is told and the run goes on.
-    Raises UserError when another run is at work there.
+    Not by its children: the loader's processes may outlive a killed run, and would keep `--resume`
+    out. Raises UserError when another run is at work there.
     """
+    taken = UserError(
+        f"Another run is at work in '{work_dir}'.",
+        "Wait for it, stop it, or choose another --work-dir.",
+    )
     with (work_dir / LOCK).open("a") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            raise UserError(
-                f"Another run is at work in '{work_dir}'.",
-                "Wait for it, stop it, or choose another --work-dir.",
-            ) from error
-        except OSError as error:
-            log.warning("%s cannot be locked (%s): start no second run in it.", work_dir, error)
+        hold(file, work_dir, taken, by_children=False)
         yield

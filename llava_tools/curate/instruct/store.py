@@ -6,7 +6,6 @@ goes on behind them. `settings.json` says what made each stage's lines.
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Callable, Iterable, Mapping
 from itertools import accumulate
@@ -18,6 +17,7 @@ import orjson
 
 from llava_tools.curate.output import replacing
 from llava_tools.errors import UserError
+from llava_tools.locks import hold
 
 Record = dict[str, Any]
 SETTINGS, LOCK = "settings.json", ".lock"
@@ -140,13 +140,12 @@ class WorkDir:
             self._lock = (path / LOCK).open("ab")
         except OSError as error:
             raise _unwritable(path, error) from error
+        hint = "Wait for it, or give another WORK_DIR."
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            hold(self._lock, path, UserError(f"Another process is working in '{path}'.", hint))
+        except UserError:
             self._lock.close()
-            raise UserError(
-                f"Another process is working in '{path}'.", "Wait for it, or give another WORK_DIR."
-            ) from error
+            raise
         self._save()
 
     def _known(self) -> dict[str, Any]:
