@@ -12,7 +12,7 @@ from llava_tools.errors import UserError
 from llava_tools.eval.intervals import mcnemar
 from llava_tools.eval.pictures import Index
 from llava_tools.eval.report import Report, load_report
-from llava_tools.eval.scores import COPY_STEP
+from llava_tools.eval.scores import base_of
 from llava_tools.eval.sheets import read_xlsx
 from llava_tools.eval.suite import load_results
 
@@ -88,7 +88,8 @@ def _rights(folder: Path, benchmark: str) -> dict[Index, bool]:
     for row in read_xlsx(folder / "predictions.xlsx"):
         if "correct" not in row or "index" not in row:
             raise UserError(f"'{folder}/predictions.xlsx' has no verdicts.", "Score it again.")
-        circular = benchmark in CIRCULAR
-        index = int(row["index"]) % COPY_STEP if circular else row["index"]
+        index = row["index"]
+        if benchmark in CIRCULAR:
+            index = base_of(int(index), row.get("g_index") or "")
         rights[index] = rights.get(index, True) and bool(row["correct"])
     return rights

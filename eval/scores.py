@@ -85,12 +85,22 @@ def _by_question(questions: Iterable[Question]) -> list[list[Question]]:
 
 
 def _base(question: Question, index: int) -> int:
-    named = question.row.cells.get("g_index", "").strip().removesuffix(".0")
-    if named and not named.isdecimal():
+    named = question.row.cells.get("g_index", "")
+    try:
+        return base_of(index, named)
+    except ValueError as error:
         raise UserError(
             f"{question.row.where}: g_index is '{named:.40}', which is no whole number.",
             "It names the question that a row is a copy of by its index.",
-        )
+        ) from error
+
+
+def base_of(index: int, g_index: str) -> int:
+    """Return the index of the question that a row is a copy of; `g_index` says it where it stands.
+
+    Raises ValueError for a `g_index` that is no whole number.
+    """
+    named = g_index.strip().removesuffix(".0")
     return int(named) if named else index % COPY_STEP
 
 

@@ -12,7 +12,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 FILE_NAME = "predictions.jsonl"
 LONGEST_WAIT = timedelta(hours=24)  # for the slowest process
+PARENT = os.getppid()  # torchrun's number: asked for later, it may be that of whoever took over
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Place:
     rank: int = 0
     world: int = 1
     local_rank: int = 0
-    parent: int = field(default_factory=os.getppid)
+    parent: int = PARENT
 
     @property
     def file_name(self) -> str:

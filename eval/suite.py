@@ -15,7 +15,7 @@ import orjson
 
 from llava_tools.errors import UserError, did_you_mean
 from llava_tools.eval.report import Report
-from llava_tools.eval.shares import place_here
+from llava_tools.eval.shares import check_parent, place_here
 from llava_tools.eval.sheets import write_text
 
 log = logging.getLogger(__name__)
@@ -143,9 +143,9 @@ def run_suite(name: str, root: str | Path, work_dir: str | Path, evaluate: Evalu
     """Evaluate all that is found, each in a folder of its own, and write the results.
 
     A benchmark that fails does not stop the others: `failed` says why. Raises UserError for an
-    unknown suite and a root without data.
+    unknown suite and a root without data, and where torchrun was killed: nothing is written then.
     """
-    columns, folder = get_suite(name), Path(work_dir)
+    columns, folder, here = get_suite(name), Path(work_dir), place_here()
     cells: dict[str, Any] = {}
     failed: dict[str, str] = {}
     found = find(columns, root)
@@ -157,6 +157,7 @@ def run_suite(name: str, root: str | Path, work_dir: str | Path, evaluate: Evalu
                 column.benchmark, one.data, place, column.protocol, one.images, one.answers
             )
         except UserError as error:
+            check_parent(here)
             failed[column.heading] = error.message
             log.warning("%s failed: %s", column.heading, error.message)
             continue
@@ -164,7 +165,7 @@ def run_suite(name: str, root: str | Path, work_dir: str | Path, evaluate: Evalu
     runs = [cell["run"] for cell in cells.values() if cell["run"]]
     model = runs[0]["model"] if runs else ""
     results = {"suite": name, "model": model, "cells": cells, "failed": failed}
-    if place_here().rank == 0:
+    if here.rank == 0:
         write_text(folder / RESULTS, orjson.dumps(results, option=orjson.OPT_INDENT_2).decode())
     return results
 

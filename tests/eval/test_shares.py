@@ -22,6 +22,7 @@ from llava_tools.eval.mmbench import question
 from llava_tools.eval.pictures import Picture
 from llava_tools.eval.run import evaluate
 from llava_tools.eval.shares import Place, check_parent, merge, place_here, share
+from llava_tools.eval.suite import run_suite
 from llava_tools.eval.tsv import Row
 from tests.eval import tables
 
@@ -95,6 +96,25 @@ def test_what_torchrun_left_behind_stops() -> None:
     check_parent(Place(0, 2)), check_parent(Place(0, 1, parent=-1))
     with pytest.raises(UserError, match="torchrun, which started this process, is gone"):
         check_parent(Place(0, 2, parent=-1))
+
+
+def test_a_suite_ends_where_torchrun_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its processes went on with the next benchmark, and took whoever had them now for torchrun."""
+    (tmp_path / "MMStar.tsv").touch(), (tmp_path / "POPE.tsv").touch()
+    begun = []
+
+    def stopped(benchmark: str, *_: Any) -> Any:
+        begun.append(benchmark)
+        monkeypatch.setattr(os, "getppid", lambda: 1)
+        check_parent(place_here())
+
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="torchrun, which started this process, is gone"):
+        run_suite("llava-table", tmp_path, tmp_path / "w", stopped)
+    assert begun == ["pope"] and not (tmp_path / "w").exists()
 
 
 def torchrun(world: int, *arguments: Any) -> subprocess.CompletedProcess[str]:

@@ -14,6 +14,7 @@ from PIL import Image
 from llava_tools.cli.entry import run
 from llava_tools.errors import UserError
 from llava_tools.eval.benchmark import get_benchmark
+from llava_tools.eval.compare_runs import compare_runs
 from llava_tools.eval.report import score_file
 from llava_tools.eval.suite import LLAVA_TABLE, find, get_suite
 from llava_tools.eval.suite_table import columns_of, radar
@@ -171,3 +172,17 @@ def test_two_runs_question_by_question(tmp_path: Path, capsys: Any) -> None:
     other = scored(tmp_path, "c", [0], "xtuner")
     assert run(["eval", "compare-runs", str(first), str(other)]) == 2
     assert "differ in their protocol: vlmevalkit and xtuner" in capsys.readouterr().err
+
+
+def test_copies_that_g_index_names_are_one_question_in_a_comparison(tmp_path: Path) -> None:
+    rows = tables.copies(7, ["a", "b"]) + tables.copies(9, ["a", "b"])
+    for row, index in zip(rows, (7, 3, 9, 12), strict=True):
+        row |= {"g_index": f"{row['index'] % 1_000_000}.0", "index": index}
+    data = tables.write(tmp_path / "d.tsv", rows, (*tables.COLUMNS, "g_index"))
+    for name, said in {"one": "ABAB", "two": "AAAB"}.items():
+        lines = [f"{row['index']},{letter}" for row, letter in zip(rows, said, strict=True)]
+        path = tmp_path / f"{name}.csv"
+        path.write_text("\n".join(["index,prediction", *lines]))
+        score_file("mmbench", path, data, "vlmevalkit", tmp_path / name)
+    found = compare_runs(tmp_path / "one", tmp_path / "two")
+    assert (found["questions"], found["right"], found["only_first"]) == (2, [2, 1], 1)
