@@ -201,9 +201,9 @@ def export(
         if verify:
             report["verified"] = _certify(source, writer, to, logits)
     report["seconds"] = round(time.monotonic() - start, 2)
-    report["check_seconds"] = round(checked - written, 2)  # reading back what was written
+    report["check_seconds"] = round(checked - written, 2)  # of what was read and written
     log.info(
-        "Wrote '%s' (%s, %s, %.2f GB) in %.1f s, %.1f of them to read it back and compare.",
+        "Wrote '%s' (%s, %s, %.2f GB) in %.1f s, %.1f of them to compare what was read and written.",
         *(target, to, report["dtype"], total / 1e9, report["seconds"], report["check_seconds"]),
     )
     return report

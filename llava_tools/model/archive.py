@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 
 from llava_tools.errors import UserError
@@ -22,7 +23,7 @@ class Entries:
 
     def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
         self.path = path
-        self.size = path.stat().st_size
+        self.bytes = FileBytes(path)
         listed = archive.infolist()
         self.entries = {entry.filename: entry for entry in listed}
         if len(self.entries) != len(listed):
@@ -35,12 +36,11 @@ class Entries:
             )
         self.root = found[0].removesuffix("data.pkl")
         held = self.root + "byteorder" in self.entries
-        if held and archive.read(self._stored("byteorder")) != b"little":
+        if held and self._content("byteorder") != b"little":
             raise UserError(
                 f"'{path}' was written on a big-endian machine.", "Save it again on this one."
             )
-        self.pickle = self._stored("data.pkl")
-        self.bytes = FileBytes(path)
+        self.pickle = self._content("data.pkl")
 
     def _stored(self, name: str) -> zipfile.ZipInfo:
         entry = self.entries.get(self.root + name)
@@ -50,19 +50,29 @@ class Entries:
             raise damaged(self.path, f"its record {name} is compressed or encrypted")
         return entry
 
+    def _content(self, name: str) -> bytes:
+        """Return a small record whole; its checksum is compared where one was saved."""
+        found, wanted = self.bytes.read(*self._span(name)).numpy().tobytes(), self._stored(name).CRC
+        if wanted and zlib.crc32(found) != wanted:
+            raise damaged(self.path, f"its record {name} has changed since it was saved")
+        return found
+
+    def _span(self, name: str) -> tuple[int, int]:
+        entry = self._stored(name)
+        start = entry.header_offset
+        there = start + 30 <= self.bytes.size
+        header = self.bytes.read(start, 30).numpy().tobytes() if there else b""
+        if header[:4] != b"PK\x03\x04":
+            raise damaged(self.path, f"no header before the record {name}")
+        lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+        offset = start + 30 + lengths
+        if offset + entry.file_size > self.bytes.size:
+            raise damaged(self.path, f"it ends within the record {name}")
+        return offset, entry.file_size
+
     def span(self, key: str) -> tuple[int, int]:
         """Return offset and size in bytes of storage `key` in the file."""
-        entry = self._stored(f"data/{key}")
-        with self.path.open("rb") as file:
-            file.seek(entry.header_offset)
-            header = file.read(30)
-        if len(header) < 30 or header[:4] != b"PK\x03\x04":
-            raise damaged(self.path, f"no header before the record data/{key}")
-        lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-        offset = entry.header_offset + 30 + lengths
-        if offset + entry.file_size > self.size:
-            raise damaged(self.path, f"it ends within the record data/{key}")
-        return offset, entry.file_size
+        return self._span(f"data/{key}")
 
     def crc(self, key: str) -> int:
         """Return the CRC-32 that was saved with storage `key`, 0 for none."""

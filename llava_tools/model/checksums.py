@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import zlib
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -89,14 +90,18 @@ def _compare(file: _Opened, places: Sequence[int]) -> None:
             )
 
 
-def _name(value: Any, tensors: Sequence[LazyTensor], depth: int = 0) -> str | None:
-    """Return the name under which a checkpoint holds the first of these tensors."""
-    items: Mapping[Any, Any] = value if isinstance(value, dict) else {}
-    if isinstance(value, (list, tuple)):
-        items = dict(enumerate(value))
-    for key, item in items.items() if depth < 6 else ():
-        if any(item is tensor for tensor in tensors):
-            return str(key)
-        if (inner := _name(item, tensors, depth + 1)) is not None:
-            return f"{key}[{inner}]" if inner.isdigit() else inner
-    return None
+def _name(found: Any, tensors: Sequence[LazyTensor]) -> str:
+    """Return the name under which a checkpoint holds one of these tensors, "" for none."""
+    waiting, seen = deque([("", found)]), set()
+    while waiting:
+        name, value = waiting.popleft()
+        if any(value is tensor for tensor in tensors):
+            return name
+        if id(value) in seen:  # containers may hold one another
+            continue
+        seen.add(id(value))
+        if isinstance(value, dict):
+            waiting.extend((str(key), item) for key, item in value.items())
+        elif isinstance(value, (list, tuple)):
+            waiting.extend((f"{name}[{place}]", item) for place, item in enumerate(value))
+    return ""

@@ -35,7 +35,8 @@ class FileBytes:
         """
         self.places_read.add(offset)
         if is_wanted() and count:
-            self._uncached = self._uncached or Uncached(self.path)
+            if self._uncached is None:  # by number: its name may be another file's by now
+                self._uncached = Uncached(Path(f"/proc/self/fd/{self._file.fileno()}"))
             if (found := self._uncached.read(offset, count)) is not None:
                 return found
         buffer = torch.empty(count, dtype=torch.uint8)

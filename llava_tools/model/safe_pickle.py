@@ -96,9 +96,8 @@ def read_pickle(path: str | Path) -> Any:
             return _read_legacy(path)
         with zipfile.ZipFile(path) as archive:
             entries = Entries(path, archive)
-            program = archive.read(entries.pickle)
-        _check_opcodes(program)
-        unpickler = _Unpickler(program, entries)
+        _check_opcodes(entries.pickle)
+        unpickler = _Unpickler(entries)
         found = unpickler.load()
         note_checksums(entries, unpickler.tensors, found)
         return found
@@ -145,8 +144,8 @@ def _check_opcodes(program: bytes) -> None:
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, program: bytes, entries: Entries) -> None:
-        super().__init__(io.BytesIO(program))
+    def __init__(self, entries: Entries) -> None:
+        super().__init__(io.BytesIO(entries.pickle))
         self.entries = entries
         self.spans: dict[str, tuple[int, int]] = {}
         self.tensors: list[tuple[LazyTensor, str]] = []  # each with the record that it lies in

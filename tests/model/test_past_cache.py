@@ -112,3 +112,15 @@ def test_a_file_that_becomes_shorter_is_an_error(file: Path) -> None:
             opened.read(4096, 4096)
         with pytest.raises(UserError, match="x' became shorter while it was read"):
             opened.read(2**20, 10)
+
+
+def test_a_file_that_is_replaced_meanwhile_stays_the_one_that_was_opened(
+    file: Path, tmp_path: Path
+) -> None:
+    opened, other = FileBytes(file), tmp_path / "other"
+    other.write_bytes(bytes(len(DATA)))
+    drop(other)
+    drop(file)
+    other.replace(file)
+    with past_cache():
+        assert bytes(opened.read(10, 100).numpy()) == DATA[10:110]
