@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 
 from llava_tools.errors import UserError
 from llava_tools.eval.alpaca_metrics import Gamed
+from llava_tools.whole_files import write_whole
 
 COLUMNS = (
     "win_rate",
@@ -138,7 +138,7 @@ def _table(path: Path, columns: Sequence[str], more: Sequence[str] = ()) -> dict
 
 def write_json(path: Path, value: Any) -> None:
     """Write a file whole or not at all."""
-    _write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_whole(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def write_leaderboard(path: Path, name: str, row: Row) -> None:
@@ -163,19 +163,9 @@ def write_leaderboard(path: Path, name: str, row: Row) -> None:
     for model, values in sorted(lines.items(), key=lambda line: -_number(line[1])):
         cells = [values.get(column) for column in COLUMNS]
         writer.writerow([model, *("" if cell is None else cell for cell in cells)])
-    _write(path, buffer.getvalue())
+    write_whole(path, buffer.getvalue().encode())
 
 
 def _number(values: Row) -> float:
     found = values.get("length_controlled_winrate") or values.get("win_rate") or 0
     return float(found)
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"Cannot write '{path}': {error.strerror}.", "Choose another.") from error

@@ -27,12 +27,12 @@ from llava_tools.eval.lm_tasks import (
     set_shots,
     task_manager,
 )
-from llava_tools.eval.sheets import write_atomically
 from llava_tools.model.adapted import is_adapter
 from llava_tools.model.generate import GenerationSettings, stop_rules
 from llava_tools.model.identity import dtype_name, versions, weights_digest
 from llava_tools.model.load import Assistant, build_assistant
 from llava_tools.model.source import open_adapted
+from llava_tools.whole_files import write_json
 
 log = logging.getLogger(__name__)
 
@@ -98,11 +98,11 @@ def evaluate(
             )
             found = _run_task(judge, tasks_of.pop(column.task), options)
             held = {"run": runs[column.task], "shots": column.shots, **found}
-            _write(_task_file(folder, column), held)
+            write_json(_task_file(folder, column), held)
         done[column.task] = found
     report = _report(columns, {k: v for k, v in done.items() if v}, run, model, preset)
     report["data"] = data
-    _write(folder / "results.json", report)
+    write_json(folder / "results.json", report)
     return report
 
 
@@ -270,12 +270,3 @@ def _report(
         **merged,
         "software": {**versions(), "llava_tools": llava_tools.__version__},
     }
-
-
-def _write(path: Path, report: dict[str, Any]) -> None:
-    text = orjson.dumps(report, option=orjson.OPT_INDENT_2) + b"\n"
-    write_atomically(path, lambda partial: _write_bytes(partial, text))
-
-
-def _write_bytes(path: Path, data: bytes) -> None:
-    path.write_bytes(data)

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from llava_tools.errors import UserError
-from llava_tools.eval.sheets import write_atomically
+from llava_tools.whole_files import beside
 
 HEADERS = ("Tasks", "Version", "Filter", "n-shot", "Metric", "", "Value", "", "Stderr")
 
@@ -123,4 +123,6 @@ def plot(reports: Sequence[dict[str, Any]], path: Path) -> Path:
     axes.set_xticks([position + middle for position in range(len(titles))], titles)
     axes.set_ylabel("score × 100")
     figure.legend(loc="outside upper center", ncols=2)  # beside the bars, not over them
-    return write_atomically(path, lambda partial: figure.savefig(partial, format="png"))
+    with beside(path) as partial:
+        figure.savefig(partial, format="png")
+    return path

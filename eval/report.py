@@ -24,9 +24,10 @@ from llava_tools.eval.benchmark import (
     spread,
 )
 from llava_tools.eval.predictions import Predictions, check_match, read_predictions
-from llava_tools.eval.sheets import Cell, write_atomically, write_csv, write_xlsx
+from llava_tools.eval.sheets import Cell, write_csv, write_xlsx
 from llava_tools.eval.sources import open_table
 from llava_tools.eval.tsv import Table
+from llava_tools.whole_files import write_json
 
 # What scores.json holds: the metrics, tables of groups, `splits`, `counts`, `data`, `run`, ...
 Report = dict[str, Any]
@@ -173,7 +174,7 @@ def _submission(
         columns = (*names[:last], *sorted(extra), "prediction", *names[last:], "answer")
         rows = (_sheet_row(question, found) for question in questions)
         report["submission"] = str(write_xlsx(folder / "submission.xlsx", columns, rows))
-        _write_json(folder / "submission.json", report)
+        write_json(folder / "submission.json", report)
     return report
 
 
@@ -199,7 +200,7 @@ def _write_scores(
     write_xlsx(folder / "predictions.xlsx", [*columns, "prediction", "choice", "correct"], rows)
     lines = list(_csv_rows(scores, report))
     write_csv(folder / "scores.csv", list(lines[0]), lines)
-    _write_json(folder / "scores.json", report)
+    write_json(folder / "scores.json", report)
 
 
 def _csv_rows(scores: Scores, report: Report) -> Iterator[dict[str, Cell]]:
@@ -209,15 +210,6 @@ def _csv_rows(scores: Scores, report: Report) -> Iterator[dict[str, Cell]]:
         for group, members in part.groups.items():
             for name, metrics in members.items():
                 yield {"split": split, "group": group, "name": name, **metrics, **source}
-
-
-def _write_json(path: Path, report: Report) -> None:
-    text = orjson.dumps(report, option=orjson.OPT_INDENT_2) + b"\n"
-    write_atomically(path, lambda partial: _write_bytes(partial, text))
-
-
-def _write_bytes(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
 
 
 def load_report(folder: str | Path) -> Report:

@@ -22,7 +22,7 @@ from llava_tools.errors import UserError
 from llava_tools.eval.benchmark import Question
 from llava_tools.eval.pictures import Index
 from llava_tools.eval.predictions import whole_lines
-from llava_tools.eval.sheets import write_atomically
+from llava_tools.whole_files import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -142,12 +142,8 @@ def merge(folder: Path, questions: Sequence[Question]) -> Path:
         lines |= {orjson.loads(line)["index"]: line for line in found[1:]}
     ordered = [lines[question.index] for question in questions if question.index in lines]
     data = b"".join(line + b"\n" for line in [header, *ordered])
-    path = write_atomically(folder / FILE_NAME, lambda partial: _write(partial, data))
+    path = write_whole(folder / FILE_NAME, data)
     for file in files:
         if file.name != FILE_NAME:
             file.unlink()
     return path
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.write_bytes(data)

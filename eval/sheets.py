@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import csv
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -16,24 +15,9 @@ from openpyxl.utils.exceptions import InvalidFileException
 
 from llava_tools.errors import UserError
 from llava_tools.eval.tsv import LARGEST_CELL
+from llava_tools.whole_files import beside, write_whole
 
 Cell = str | int | float | bool | None
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
-    """Let `write` make a file beside `path` and rename it. Raises UserError on a full disk."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(partial)
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(
-            f"Could not write '{path}': {error.strerror or error}.",
-            "Is the disk full, or the folder read-only?",
-        ) from error
-    return path
 
 
 def write_xlsx(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Cell]]) -> Path:
@@ -43,7 +27,9 @@ def write_xlsx(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, C
     sheet.append(list(columns))
     for row in rows:
         sheet.append([_cell(sheet, row.get(name)) for name in columns])
-    return write_atomically(path, lambda partial: book.save(partial))
+    with beside(path) as partial:
+        book.save(partial)
+    return path
 
 
 def _cell(sheet: Any, value: Cell) -> Any:
@@ -61,23 +47,16 @@ def sheet_text(text: str) -> str:
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Cell]]) -> Path:
     """Write a comma-separated table."""
-
-    def write(partial: Path) -> None:
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, columns, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(rows)
-
-    return write_atomically(path, write)
+    with beside(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
 
 
 def write_text(path: Path, text: str) -> Path:
     """Write a text in UTF-8."""
-
-    def write(partial: Path) -> None:
-        partial.write_text(text, encoding="utf-8")
-
-    return write_atomically(path, write)
+    return write_whole(path, text.encode())
 
 
 def read_xlsx(path: Path) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ import orjson
 from llava_tools.errors import UserError, did_you_mean
 from llava_tools.eval.report import Report
 from llava_tools.eval.shares import check_parent, place_here
-from llava_tools.eval.sheets import write_text
+from llava_tools.whole_files import write_json
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ def run_suite(name: str, root: str | Path, work_dir: str | Path, evaluate: Evalu
     model = runs[0]["model"] if runs else ""
     results = {"suite": name, "model": model, "cells": cells, "failed": failed}
     if here.rank == 0:
-        write_text(folder / RESULTS, orjson.dumps(results, option=orjson.OPT_INDENT_2).decode())
+        write_json(folder / RESULTS, results)
     return results
 
 

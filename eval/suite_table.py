@@ -10,8 +10,8 @@ from typing import Any
 
 from llava_tools.errors import UserError
 from llava_tools.eval.report import Report
-from llava_tools.eval.sheets import write_atomically
 from llava_tools.eval.suite import Column, get_suite
+from llava_tools.whole_files import beside
 
 NOT_THERE = "n/a"
 TEST_ONLY = "submit"
@@ -147,4 +147,6 @@ def radar(results: Sequence[Report], path: Path) -> Path:
         axes.text(angle, 106, heading, fontsize=8, va="center",
                   ha="left" if side > 0 else "right" if side < 0 else "center")  # fmt: skip
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.06), frameon=False, fontsize=8)
-    return write_atomically(path, lambda partial: figure.savefig(partial, format="png"))
+    with beside(path) as partial:
+        figure.savefig(partial, format="png")
+    return path

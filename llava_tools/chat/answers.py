@@ -6,7 +6,6 @@ What made them lies beside, in OUT.settings.json, written before the first answe
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +15,7 @@ import orjson
 
 from llava_tools.errors import UserError
 from llava_tools.locks import hold
+from llava_tools.whole_files import write_whole
 
 Answer = dict[str, Any]  # row, id, answer, finish, tokens; error
 
@@ -44,7 +44,7 @@ class AnswerFile:
         try:
             hold(self._file, path, UserError(f"Another process is writing '{path}'.", WAIT))
             end = self._read()
-            _replace(self.beside, orjson.dumps(self.settings | wanted, option=orjson.OPT_INDENT_2))
+            _write(self.beside, orjson.dumps(self.settings | wanted, option=orjson.OPT_INDENT_2))
             self._file.truncate(end)
         except UserError:
             self._file.close()
@@ -88,7 +88,7 @@ class AnswerFile:
         """Check and keep what is known of the model only once it is loaded. Raises UserError."""
         self.check(more)
         saved = orjson.loads(self.beside.read_bytes())
-        _replace(self.beside, orjson.dumps(saved | dict(more), option=orjson.OPT_INDENT_2))
+        _write(self.beside, orjson.dumps(saved | dict(more), option=orjson.OPT_INDENT_2))
 
     def _read(self) -> int:
         """Take over the whole lines; return where the last one ends."""
@@ -122,7 +122,7 @@ class AnswerFile:
     def finish(self) -> None:
         """Put the answers into the order of their prompts."""
         ordered = [self.done[row] for row in sorted(self.done)]
-        _replace(self.path, b"".join(orjson.dumps(answer) + b"\n" for answer in ordered))
+        _write(self.path, b"".join(orjson.dumps(answer) + b"\n" for answer in ordered))
 
     def __enter__(self) -> AnswerFile:
         return self
@@ -136,17 +136,5 @@ class AnswerFile:
         self._file.close()
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file beside its name, then rename it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(
-            f"Could not write '{path}': {error.strerror}.", "Make room, and run it again."
-        ) from error
+def _write(path: Path, content: bytes) -> None:
+    write_whole(path, content, "Make room, and run it again.")

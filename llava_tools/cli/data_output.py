@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,19 +96,3 @@ def check_beside(option: str, path: Path | None, others: list[Path], *, overwrit
         raise UserError(f"{option} '{path}' is an input or OUT.", "Name another file.")
     if path.exists() and not overwrite:
         raise UserError(f"{option} '{path}' exists.", "Name another, or give --overwrite.")
-
-
-def write_beside(path: Path, text: str) -> None:
-    """Write a small file whole or not at all. Raises UserError where it cannot be."""
-    partial = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text)
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(
-            f"Cannot write '{path}': {error.strerror}.", "Make room, or choose another place."
-        ) from error
-    finally:
-        with suppress(OSError):  # the folder may be none
-            partial.unlink(missing_ok=True)

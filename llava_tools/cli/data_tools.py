@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
-from llava_tools.cli.data_output import Output, check_beside, counter, write_beside
+from llava_tools.cli.data_output import Output, check_beside, counter
 from llava_tools.cli.options import Json
 from llava_tools.errors import UserError
 
@@ -203,6 +203,7 @@ def convert(
 ) -> None:
     """Write rows in another format; what it cannot hold is counted and listed."""
     from llava_tools.data.tools import converting
+    from llava_tools.whole_files import write_whole
 
     check_beside("--dataset-info", dataset_info, [*files, out], overwrite=overwrite)
 
@@ -216,7 +217,7 @@ def convert(
     Output(format, report, max_dropped, overwrite, as_json).write(files, out, made)
     if dataset_info:
         entry = converting.dataset_info(out.stem, out.name, to, fields)
-        write_beside(dataset_info, json.dumps(entry, indent=2) + "\n")
+        write_whole(dataset_info, f"{json.dumps(entry, indent=2)}\n".encode())
 
 
 def stats(

@@ -13,6 +13,7 @@ from llava_tools import __version__
 from llava_tools.config.load import find_config, load_settings
 from llava_tools.config.settings import DatasetSpec, Settings
 from llava_tools.errors import UserError
+from llava_tools.whole_files import write_whole
 
 RUN_HEAD = '"""Every setting of this run, as resolved by llava-tools'
 
@@ -30,9 +31,7 @@ def config_text(settings: Settings, *, defaults: bool = True) -> str:
 def dump_config(settings: Settings, path: Path) -> None:
     """Write every setting of a run to `path`, so that it needs no base and no later default."""
     head = f'{RUN_HEAD} {__version__}."""\n\n'
-    partial = path.with_name(f".{path.name}")
-    partial.write_text(head + config_text(settings), encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, (head + config_text(settings)).encode())
 
 
 def is_run_config(path: Path) -> bool:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from llava_tools.curate.compare_metrics import METRICS, means
 from llava_tools.curate.compare_rows import Question
-from llava_tools.curate.output import replacing
+from llava_tools.whole_files import write_json, write_whole
 
 EXAMPLES = 5  # rows that eval_results.json shows, as compare.py
 COLOURS = ("#2a6fbb", "#6fa8dc", "#d1495b", "#e8a33d")
@@ -73,7 +72,5 @@ def chart(metrics: Mapping[str, Mapping[str, float]]) -> bytes:
 
 def write(folder: Path, report: Mapping[str, Any]) -> None:
     """Write eval_results.json and model_comparison.png, each whole or not at all."""
-    with replacing(folder / "eval_results.json") as file:
-        file.write((json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode())
-    with replacing(folder / "model_comparison.png") as file:
-        file.write(chart(report["metrics"]))
+    write_json(folder / "eval_results.json", report)
+    write_whole(folder / "model_comparison.png", chart(report["metrics"]))

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import orjson
 
-from llava_tools.curate.output import replacing
 from llava_tools.curate.score_log import embeddings_path, npy_header, read_log
 from llava_tools.curate.scores import read_scores, shards_of
 from llava_tools.errors import UserError
+from llava_tools.whole_files import replacing
 
 
 def merge(paths: Sequence[Path], out: Path, *, overwrite: bool = False) -> int:

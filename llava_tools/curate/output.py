@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from llava_tools.data.folders import suffix_of
 from llava_tools.data.rows import RawRow, read_rows
 from llava_tools.errors import UserError
+from llava_tools.whole_files import write_whole
 
 
 def write_rows(data: Path, places: Sequence[int], out: Path) -> None:
@@ -27,9 +26,8 @@ def write_rows(data: Path, places: Sequence[int], out: Path) -> None:
         if place in wanted:
             rows[wanted[place]] = WRITTEN[_kind(out)](row)
     written = b"".join(JOINED[_kind(out)](rows))
-    with replacing(out) as file:
-        # Without a time stamp, so that the same rows are the same bytes.
-        file.write(gzip.compress(written, mtime=0) if out.suffix == ".gz" else written)
+    # Without a time stamp, so that the same rows are the same bytes.
+    write_whole(out, gzip.compress(written, mtime=0) if out.suffix == ".gz" else written)
 
 
 def _kind(path: Path) -> str:
@@ -54,25 +52,6 @@ def check_target(out: Path, data: Path, *, overwrite: bool) -> None:
         raise UserError(f"'{out}' is the data itself.", "Name another file.")
     if out.exists() and not overwrite:
         raise UserError(f"'{out}' exists.", "Name another file, or give --overwrite.")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that takes its name when it is complete; nothing is left of a failure."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(
-            f"Cannot write '{path}': {error.strerror}.", "Make room, or choose another place."
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _indented(row: RawRow) -> bytes:

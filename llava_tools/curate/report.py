@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from llava_tools.curate.cluster import Clustering, ClusterRules
-from llava_tools.curate.output import replacing
 from llava_tools.curate.pictures import cluster_map, histogram, masked, scatter
 from llava_tools.curate.rows import Example, read_examples
 from llava_tools.curate.scores import Scores
 from llava_tools.curate.selection import ALL_REASONS, Rules, Selection
 from llava_tools.errors import UserError
+from llava_tools.whole_files import write_whole
 
 PAGE = "index.html"
 HISTOGRAM, SCATTER, MAP = "scores.png", "length.png", "clusters.png"
@@ -155,10 +155,8 @@ def _write(folder: Path, data: Path, page: _Page, format: str) -> None:  # noqa:
         f"<h2>Examples</h2>{sections}</body></html>\n"
     )
     for name, png in page.pictures.items():
-        with replacing(folder / name) as file:
-            file.write(png)
-    with replacing(folder / PAGE) as file:
-        file.write(html.encode("utf-8", "replace"))
+        write_whole(folder / name, png)
+    write_whole(folder / PAGE, html.encode("utf-8", "replace"))
 
 
 def _image(name: str, png: bytes) -> str:

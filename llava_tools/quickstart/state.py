@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from llava_tools.errors import UserError
 from llava_tools.quickstart.lock import LOCKS
+from llava_tools.whole_files import write_whole
 
 FILE = "quickstart.json"
 
@@ -26,10 +26,8 @@ class State:
 
     def save(self) -> None:
         """Write the file; a kill leaves the old one or the new one."""
-        partial = self.path.with_name(self.path.name + ".tmp")
         values = {"recipe": self.recipe, "done": self.done, "begun": self.begun}
-        partial.write_text(json.dumps(values, indent=2) + "\n")
-        os.replace(partial, self.path)
+        write_whole(self.path, f"{json.dumps(values, indent=2)}\n".encode())
 
     def begin(self, name: str) -> None:
         """Note that a stage has begun."""

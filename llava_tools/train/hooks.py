@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from llava_tools.train.loop import Hook, Run, Seen
 from llava_tools.train.rates import Meter, measure, not_counted
 from llava_tools.train.resume import meta
 from llava_tools.train.samples import sample_answers
+from llava_tools.whole_files import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -124,9 +124,7 @@ def forget_after(path: Path, key: str, place: int) -> None:
                 f"A run would write to '{path}', which is another file of that name.",
                 "Choose another --work-dir, or rename the file.",
             ) from error
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_bytes(b"".join(kept))
-    os.replace(partial, path)
+    write_whole(path, b"".join(kept))
 
 
 def clock(seconds: float) -> str:

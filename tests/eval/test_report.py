@@ -227,8 +227,8 @@ def test_a_full_disk_leaves_the_old_files(
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("llava_tools.eval.sheets.os.replace", full)
-    with pytest.raises(UserError, match="Could not write '.*predictions.xlsx': No space left"):
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UserError, match="Cannot write '.*predictions.xlsx': No space left"):
         score_file("mmbench", tmp_path / "p.xlsx", data, "xtuner", tmp_path / "out")
     assert load_report(scored[1])["protocol"] == "vlmevalkit"
     assert not list(scored[1].glob(".*"))

@@ -15,9 +15,9 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from llava_tools.curate.output import replacing
 from llava_tools.errors import UserError
 from llava_tools.locks import hold
+from llava_tools.whole_files import write_whole
 
 Record = dict[str, Any]
 SETTINGS, LOCK = "settings.json", ".lock"
@@ -81,8 +81,7 @@ class Log:
             return
         lines = [orjson.dumps(row) + b"\n" for row in ordered]
         self._file.close()
-        with replacing(self.path) as file:
-            file.write(b"".join(lines))
+        write_whole(self.path, b"".join(lines))
         self._file = self.path.open("ab")
         self.rows, self._ends = ordered, list(accumulate(map(len, lines)))
 
@@ -196,9 +195,7 @@ class WorkDir:
 
     def write(self, name: str, content: bytes) -> Path:
         """Write a file whole or not at all; return its path."""
-        with replacing(self.path / name) as file:
-            file.write(content)
-        return self.path / name
+        return write_whole(self.path / name, content)
 
     def close(self) -> None:
         """Let other processes work here."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from llava_tools.data.progress import watched
 from llava_tools.data.rows import MalformedRow, RawRow, origin, parse_row, read_rows
 from llava_tools.data.sample import Sample, Skip
 from llava_tools.errors import UserError
+from llava_tools.whole_files import replacing
 
 Row = dict[str, Any]
 Write = Callable[[Row], None]
@@ -126,28 +126,15 @@ def writing(out: Path, *, lines: bool = False) -> Iterator[Write]:
 
     It is a list where its name ends in .json, unless `lines` are wanted.
     """
-    partial = out.with_name(f".{out.name}.{os.getpid()}.part")
     is_list, count = out.suffix == ".json" and not lines, 0
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+    with replacing(out) as file:
 
-            def write(row: Row) -> None:
-                nonlocal count
-                before = (b",\n" if count else b"[\n") if is_list else b""
-                file.write(before + orjson.dumps(row) + (b"" if is_list else b"\n"))
-                count += 1
+        def write(row: Row) -> None:
+            nonlocal count
+            before = (b",\n" if count else b"[\n") if is_list else b""
+            file.write(before + orjson.dumps(row) + (b"" if is_list else b"\n"))
+            count += 1
 
-            yield write
-            if is_list:
-                file.write(b"\n]\n" if count else b"[]\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(out)
-    except OSError as error:
-        raise UserError(
-            f"Cannot write '{out}': {error.strerror}.", "Make room, or choose another place."
-        ) from error
-    finally:
-        with suppress(OSError):  # the folder may be none
-            partial.unlink(missing_ok=True)
+        yield write
+        if is_list:
+            file.write(b"\n]\n" if count else b"[]\n")
