@@ -72,7 +72,7 @@ class Words:
         In one call, as a text of its own: the words are apart in that, too.
         """
         unknown = dict.fromkeys(words)
-        encoding = self._encoding(self._backend, self._lead + "".join(unknown))
+        encoding = self._encoding(self._without_trimming(), self._lead + "".join(unknown))
         starts = [start for start, _ in encoding.offsets]
         ends = accumulate(map(len, unknown), initial=len(self._lead))
         cuts = [bisect_left(starts, end) for end in ends]
@@ -95,10 +95,12 @@ class Words:
         return list(self._encoding(self._backend, text).ids)
 
     def _encoding(self, backend: Any, text: str) -> Any:
-        # An earlier call of the tokenizer may have left truncation or padding on.
+        # An earlier call of the tokenizer may have left these on.
         if backend.truncation is not None or backend.padding is not None:
             backend.no_truncation()
             backend.no_padding()
+        if backend.encode_special_tokens:
+            backend.encode_special_tokens = False
         return backend.encode(text, add_special_tokens=False)
 
     def _places(self, text: str) -> Spans:
@@ -114,8 +116,9 @@ class Words:
         if self._untrimmed is None:
             from tokenizers import Tokenizer
 
-            self._untrimmed = Tokenizer.from_str(self._backend.to_str())
-            self._untrimmed.post_processor = None
+            untrimmed = Tokenizer.from_str(self._backend.to_str())
+            untrimmed.post_processor = None
+            self._untrimmed = untrimmed  # finished, as another thread may ask for it
         return self._untrimmed
 
 

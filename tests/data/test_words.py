@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 
 from llava_tools.data import words as words_room
 from llava_tools.data.apart import PATTERNS, words_are_apart
@@ -51,10 +59,10 @@ def changed(kind: str, change: Callable[[Any], None] = lambda state: None) -> To
 
 
 def greedy(kind: str) -> Tokenizer:
-    """Add tokens that swallow white space, one that is normalised, and one of two spaces."""
+    """Add tokens that swallow white space, and one that is normalised."""
     made = changed(kind)
     made.add_tokens([AddedToken("<|user|>", rstrip=True), AddedToken("<mask>", lstrip=True)])
-    made.add_tokens([AddedToken("end", normalized=True), AddedToken("  ", normalized=False)])
+    made.add_tokens([AddedToken("end", normalized=True)])
     return made
 
 
@@ -68,11 +76,14 @@ def gemma() -> Tokenizer:
     made = changed("legacy")
     made.normalizer = normalizers.Replace(" ", "▁")
     made.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    made.add_tokens([AddedToken(space, normalized=False) for space in ("  ", "\n", "\n\n")])
     return made
 
 
 def falcon() -> Tokenizer:
+    """Cut at signs and digits. Places are without spaces: tokens of spaces are nowhere."""
     made = changed("bytes")
+    made.post_processor = processors.ByteLevel(trim_offsets=True)
     cuts = [pre_tokenizers.Punctuation("contiguous"), pre_tokenizers.ByteLevel(True)]
     digits = [pre_tokenizers.Digits(False), pre_tokenizers.Split(Regex("[0-9][0-9]"), "isolated")]
     made.pre_tokenizer = pre_tokenizers.Sequence([*cuts, *digits])
@@ -168,6 +179,29 @@ def lower(state: Any) -> None:
     state["normalizer"] = {"type": "Lowercase"}
 
 
+def added(state: Any, content: str, **flags: bool) -> None:
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    number = max(token["id"] for token in state["added_tokens"]) + 1
+    state["added_tokens"].append({"id": number, "content": content, **plain, **flags})
+
+
+def swallowed(state: Any) -> None:
+    """Add a token that swallows another, which the library finds nevertheless."""
+    added(state, "<|user|>", rstrip=True)
+    added(state, "\n")
+
+
+def composed(state: Any) -> None:
+    """Add a token that texts may spell with another last character."""
+    state["normalizer"] = {"type": "NFC"}
+    added(state, "é", normalized=True, rstrip=True)
+
+
+def vanishing(state: Any) -> None:
+    """Drop unknown characters, and shift the places of what is behind them."""
+    state["model"]["unk_token"] = None
+
+
 def unknown_cut(state: Any) -> None:
     cut = {"type": "Split", "pattern": {"Regex": ".{7}"}, "behavior": "Isolated", "invert": False}
     state["pre_tokenizer"] = cut
@@ -176,9 +210,10 @@ def unknown_cut(state: Any) -> None:
 JOINING = [
     (kind, change)
     for kind in ("legacy", "bytes", "first")
-    for change in (crossing, dropout, alone, spaced, lower, unknown_cut)
+    for change in (crossing, dropout, alone, spaced, lower, unknown_cut, swallowed)
     if (kind, change) != ("bytes", crossing)  # cut before its vocabulary is asked
 ]
+JOINING += [("bytes", composed), ("legacy", vanishing), ("first", vanishing)]
 
 
 @pytest.mark.parametrize(("kind", "change"), JOINING)
@@ -188,7 +223,7 @@ def test_tokenizers_that_join_words_are_asked_for_the_whole_text(
     tokenizer = changed(kind, change)
     assert words_are_apart(changed(kind)) and not words_are_apart(tokenizer)
     words = Words(tokenizer)
-    for text in ("a a hello two words a  ", "Hello there a b"):
+    for text in ("a a hello two words a  ", "Hello there a b", "<|user|> \n e\u0301  a"):
         if change is not dropout:
             assert words.encode(text) == tokenizer.encode(text, add_special_tokens=False).ids
 
@@ -203,3 +238,37 @@ def test_other_models_are_asked_for_the_whole_text() -> None:
 def test_patterns_are_those_of_transformers(model: str) -> None:
     room = importlib.import_module(f"transformers.models.{model}.tokenization_{model}")
     assert room.PRETOKENIZE_REGEX in PATTERNS.values()
+
+
+def test_parts_written_in_python_are_not_looked_into() -> None:
+    class Nothing:
+        def pre_tokenize(self, _text: Any) -> None:
+            """Cut nowhere."""
+
+    tokenizer = changed("bytes")
+    tokenizer.pre_tokenizer = pre_tokenizers.PreTokenizer.custom(Nothing())
+    assert Words(tokenizer).encode("a b") == tokenizer.encode("a b", add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("kind", ["bytes", "unigram"])
+def test_control_tokens_are_found_after_a_call_that_split_them(kind: str) -> None:
+    tokenizer = changed(kind)
+    expected = tokenizer.encode("a </s> b", add_special_tokens=False).ids
+    words = Words(tokenizer)
+    tokenizer.encode_special_tokens = True
+    assert words.encode("a </s> b") == expected
+    tokenizer.encode_special_tokens = True
+    assert words.spans("a </s> b").ids == expected
+
+
+def test_other_threads_never_see_a_half_made_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = Words(falcon())
+    seen: list[Any] = []
+
+    class Copy:
+        def __setattr__(self, name: str, value: object) -> None:
+            seen.append((name, value, words._untrimmed))
+
+    monkeypatch.setattr("tokenizers.Tokenizer.from_str", lambda state: Copy())
+    assert isinstance(words._without_trimming(), Copy)
+    assert seen == [("post_processor", None, None)]
