@@ -75,8 +75,8 @@ def read_flags(arguments: Sequence[str]) -> tuple[str, dict[str, list[str]]]:
     Raises UserError for a value that belongs to no flag.
     """
     at = next((i for i, text in enumerate(arguments) if text.endswith(".py")), -1)
-    if at < 0 and "-m" in arguments[:-1]:  # python -m fastchat.train.train_mem
-        at = list(arguments).index("-m") + 1
+    if at < 0 and "-m" in arguments[:-1]:  # the last one: torch.distributed.run comes by -m as well
+        at = max(i for i, text in enumerate(arguments[:-1]) if text == "-m") + 1
     flags: dict[str, list[str]] = {}
     name = ""
     for text in arguments[at + 1 :]:
@@ -186,22 +186,31 @@ def _data(
     values["datasets"] = [dict(data_path=_value("data_path", flags["data_path"], str), **options)]
     if _on(flags, "last_response_loss"):
         values["train_on"] = "last"
-    asked = next((n for n in ("eval_strategy", "evaluation_strategy") if n in flags), None)
-    on = asked is not None and flags[asked] != ["no"]
     if "eval_data_path" in flags:
         path = _value("eval_data_path", flags["eval_data_path"], str)
         values["eval_datasets"] = [dict(data_path=path, **options)]
-        steps = _value("eval_steps", flags.get("eval_steps", ["500"]), int)
-        by_steps = on and asked is not None and flags[asked] == ["steps"]
-        values["eval_steps"] = steps * values["accumulative_counts"] if by_steps else 0
     elif "train_ratio" in flags or "train_with_template" in script:  # which holds the rest out
         ratio = _value("train_ratio", flags.get("train_ratio", ["0.98"]), float)
         values["eval_share"] = round(1 - ratio, 9)
-    elif on:
+    _evaluation(flags, values, notes)
+
+
+def _evaluation(flags: Mapping[str, list[str]], values: dict[str, Any], notes: list[str]) -> None:
+    """When the held-out rows are looked at; the Trainer's default is as often as it logs."""
+    asked = next((n for n in ("eval_strategy", "evaluation_strategy") if n in flags), None)
+    if asked is None or flags[asked] == ["no"]:
+        return
+    if "eval_datasets" not in values and "eval_share" not in values:
         notes.append(
             f"--{asked}: no --eval_data_path is given, so there is no evaluation; "
             "eval_share = 0.01 would hold rows out."
         )
+    elif flags[asked] == ["steps"]:
+        steps = _value("eval_steps", flags.get("eval_steps", ["0"]), int) or values["log_interval"]
+        values["eval_steps"] = steps * values["accumulative_counts"]
+    else:
+        text = " ".join(flags[asked])
+        notes.append(f"--{asked} {text}: eval_steps = 0 evaluates in the end; set it to a number.")
 
 
 def _vision(flags: Mapping[str, list[str]], values: dict[str, Any], notes: list[str]) -> None:

@@ -129,11 +129,31 @@ def test_the_lora_recipe_and_other_trainers() -> None:
     assert said >= {"--deepspeed", "--fp16", "--lora_weight_path", "--evaluation_strategy"}
     module = ["torchrun", "--nproc_per_node=4", "-m", "fastchat.train.train_lora", *SHORT]
     assert settings_from_args(module).settings.llm_lora
+    started = ["python", "-m", "torch.distributed.run", "--nproc_per_node", "4"]
+    assert settings_from_args([*started, *module[2:]]).settings.llm_lora
     held = settings_from_args(["train_with_template.py", *SHORT]).settings
     assert held.eval_share == 0.02 and held.llm_lora is None
     options = "--train_ratio 0.9 --last_response_loss True --torch_compile True".split()
     settings = settings_from_args([*SHORT, *options]).settings
     assert (settings.eval_share, settings.train_on, settings.compile) == (0.1, "last", True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "steps", "noted"),
+    [
+        ("--eval_strategy steps --eval_steps 100", 200, False),
+        ("--eval_strategy steps --logging_steps 30", 60, False),  # the Trainer's default
+        ("--eval_strategy epoch", 0, True),
+        ("--eval_strategy no --eval_steps 100", 0, False),
+        ("--eval_steps 100", 0, False),
+    ],
+)
+@pytest.mark.parametrize("held", ["--eval_data_path held.json", "--train_ratio 0.9"])
+def test_when_held_out_rows_are_looked_at(flags: str, steps: int, noted: bool, held: str) -> None:
+    given = [*SHORT, "--gradient_accumulation_steps", "2", *held.split(), *flags.split()]
+    settings, notes = settings_from_args(given)
+    assert settings.eval_steps == steps
+    assert any("--eval_strategy epoch: eval_steps = 0" in note for note in notes) is noted
 
 
 @pytest.mark.parametrize(
