@@ -110,8 +110,8 @@ def replace(new: Path, path: Path) -> None:
     """Put `new` in the place of `path`, which may be a file, a directory, or not there."""
     old = path.with_name(path.name + REPLACED)
     remove(old)
-    if path.is_dir():
-        path.rename(old)  # a directory cannot be renamed over another
+    if path.is_dir() or new.is_dir() and path.exists():
+        path.rename(old)  # a directory cannot be renamed over anything, nor a file over one
     os.replace(new, path)
     remove(old)
 

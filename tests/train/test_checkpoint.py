@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -75,6 +76,19 @@ def test_what_a_killed_save_left_is_no_checkpoint_and_is_cleared(tmp_path: Path)
     assert [p.name for p in checkpoint.list_checkpoints(tmp_path)] == ["iter_5.pth"]
     checkpoint.remove_unfinished(tmp_path)
     assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("before", [Path.mkdir, Path.touch])
+@pytest.mark.parametrize("after", [Path.mkdir, Path.touch])
+def test_any_checkpoint_takes_the_place_of_any(
+    tmp_path: Path, before: Callable[[Path], None], after: Callable[[Path], None]
+) -> None:
+    """As where a run is resumed from an earlier checkpoint, now with DeepSpeed or without it."""
+    before(tmp_path / "iter_5.pth")
+    after(tmp_path / "new")
+    checkpoint.replace(tmp_path / "new", tmp_path / "iter_5.pth")
+    assert [path.name for path in tmp_path.iterdir()] == ["iter_5.pth"]
+    assert (tmp_path / "iter_5.pth").is_dir() is (after is Path.mkdir)
 
 
 def test_what_a_killed_save_had_set_aside_gets_its_name_back(tmp_path: Path) -> None:
