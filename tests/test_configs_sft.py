@@ -139,6 +139,8 @@ def test_the_numbers_are_those_of_the_source(name: str) -> None:
     # The [INST] format of the sources has no place for a system text.
     kept = settings.prompt_template != "mistral_instruct"
     assert all(spec.keep_system is kept for spec in settings.datasets)
+    alone = name == "mpt_7b_guanaco_full"
+    assert all(spec.first_round is alone for spec in settings.datasets)
 
 
 def test_the_papers_are_chunks_without_tails_looked_at_as_often_as_there() -> None:

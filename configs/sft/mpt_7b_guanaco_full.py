@@ -1,6 +1,6 @@
 """MPT-7B, the whole LLM on openassistant-guanaco, made for one H100.
 
-The source trains on the first exchange of a dialogue alone, here on all of it.
+As in the source, of each dialogue the first question and answer alone.
 """
 
 from mmengine.config import read_base
@@ -10,6 +10,7 @@ with read_base():
     from ..base.sft_full import *
 
 llm_name_or_path = "mosaicml/mpt-7b"
+datasets = [dict(data_path="./data/openassistant-guanaco", format="guanaco", first_round=True)]
 max_length = 2048
 batch_size = 8
 max_epochs = 3

@@ -40,6 +40,7 @@ TRACKERS = (
     "aim", "clearml", "dvclive", "swanlab", "trackio",
 )  # fmt: skip
 
+TRAIN_ON = ("all", "last", "full")
 OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit")
 
 RULES: dict[type, dict[str, Rule]] = {
@@ -49,6 +50,7 @@ RULES: dict[type, dict[str, Rule]] = {
         "first_rows": _at_least(1),
         "weight": _POSITIVE,
         "max_tokens": _at_least(2),
+        "train_on": _one_of(*TRAIN_ON),
         "rows": _at_least(1),
     },
     LoraSpec: {
@@ -68,7 +70,7 @@ RULES: dict[type, dict[str, Rule]] = {
         "max_length": _at_least(2),
         "sampler": _one_of("shuffle", "length_grouped"),
         "num_workers": _at_least(0),
-        "train_on": _one_of("all", "last", "full"),
+        "train_on": _one_of(*TRAIN_ON),
         "max_skipped": _SHARE,
         "batch_size": _at_least(1),
         "accumulative_counts": _at_least(1),

@@ -20,6 +20,8 @@ class DatasetSpec:
     weight: float = 1.0  # how often a row is seen in an epoch; of 2.5 the half by a seeded draw
     max_tokens: int | None = None  # longer rows are left out (max_length cuts them instead)
     keep_system: bool = True  # False: the rows' system texts are dropped
+    first_round: bool = False  # of a dialogue, only the first question and answer
+    train_on: str | None = None  # what of these rows is trained on; None: as the run's train_on
     rows: int | None = None  # the published row count: planning needs no file then
 
 

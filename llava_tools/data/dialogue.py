@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from llava_tools.constants import IMAGE_TOKEN
@@ -112,6 +113,14 @@ def image_first(text: str) -> str:
     if not count:
         return text
     return (f"{IMAGE_TOKEN}\n" * count + text.replace(IMAGE_TOKEN, "").strip()).strip()
+
+
+def first_round(sample: Sample) -> Sample:
+    """Return a sample with its first question and answer alone, the images of these with it."""
+    end = 1 + next(i for i, turn in enumerate(sample.turns) if turn.role == "assistant")
+    turns = sample.turns[:end]
+    shown = sum(turn.text.count(IMAGE_TOKEN) for turn in turns)
+    return replace(sample, turns=turns, images=sample.images[:shown])
 
 
 def check_images(turns: list[Turn], images: tuple[str, ...]) -> None:

@@ -17,6 +17,7 @@ from typing import Generic, TypeVar
 from llava_tools.constants import IMAGE_TOKEN_ID
 from llava_tools.data.checks import check_rendered
 from llava_tools.data.codec import Codec
+from llava_tools.data.dialogue import first_round
 from llava_tools.data.fastchat import masks_all
 from llava_tools.data.folders import data_bytes
 from llava_tools.data.formats import get_format
@@ -69,6 +70,7 @@ class Plan:
     train_on: str = "all"
     fastchat_compat: bool = False
     keep_system: bool = True
+    first_round: bool = False
     max_tokens: int | None = None
 
 
@@ -106,9 +108,12 @@ class _Outcome:
 def read_sample(plan: Plan, row: RawRow) -> Sample | Skip:
     """Return the sample of a row as the plan wants it. Raises UserError on broken JSON."""
     found = get_format(plan.format)(parse_row(plan.path, row), origin(plan.path, row.number))
-    if plan.keep_system or isinstance(found, Skip):
+    if isinstance(found, Skip):
         return found
-    return replace(found, turns=tuple(turn for turn in found.turns if turn.role != "system"))
+    if not plan.keep_system:
+        turns = tuple(turn for turn in found.turns if turn.role != "system")
+        found = replace(found, turns=turns)
+    return first_round(found) if plan.first_round else found
 
 
 def prepare_row(plan: Plan, row: RawRow) -> tuple[Sample, Rendered] | Skip:

@@ -80,9 +80,10 @@ def make_plan(
         sees_images=sees_images,
         token_dtype=token_type(largest_id),
         limits=limits,
-        train_on=settings.train_on,
+        train_on=spec.train_on or settings.train_on,
         fastchat_compat=settings.fastchat_compat,
         keep_system=spec.keep_system,
+        first_round=spec.first_round,
         max_tokens=spec.max_tokens,
     )
 

@@ -32,7 +32,7 @@ from llava_tools.data.skipped import from_lines, to_lines
 from llava_tools.errors import UserError
 from llava_tools.locks import hold
 
-VERSION = 3  # of the folder's layout
+VERSION = 4  # of the folder's layout
 MANIFEST, SKIPPED = "manifest.json", "skipped.jsonl"
 NAMES = [field.name for field in fields(PackedRows)]
 
@@ -59,6 +59,7 @@ def deciding(settings: Settings, which: int, plan: Plan) -> dict[str, Any]:
         "first_rows": spec.first_rows,
         "max_tokens": spec.max_tokens,
         "keep_system": spec.keep_system,
+        "first_round": spec.first_round,
         "seed": None if spec.max_rows is None else settings.seed,
     }
     if plan.format == AUTO:  # without the data, nobody can tell

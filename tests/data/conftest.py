@@ -44,4 +44,4 @@ def make_settings(parts: Path, tmp_path: Path) -> Callable[..., Settings]:
     return make
 
 
-SPEC_KEYS = set(DatasetSpec.__dataclass_fields__)
+SPEC_KEYS = set(DatasetSpec.__dataclass_fields__) - {"train_on"}  # the run's is meant
