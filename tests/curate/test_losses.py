@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +13,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from llava_tools.cli.entry import run
 from llava_tools.curate import scoring
 from llava_tools.curate.losses import span_losses
 from llava_tools.curate.score_log import Record, read_log
@@ -154,22 +152,18 @@ def test_a_pad_token_that_is_the_end_token_changes_nothing(
     assert found[0] == [numbers(record) for record in found[1]]
 
 
-@pytest.mark.slow
 def test_two_processes_of_torchrun_score_what_one_does(
     parts: Path, alpaca: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """They do not speak to each other: what makes them two is torchrun's environment alone."""
     out, all_of_them = tmp_path / "s.jsonl", tmp_path / "all.jsonl"
-    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    program = ["--no-python", sys.executable, "-m", "llava_tools", "curate", "ifd"]
-    words = [str(parts / "vicuna"), str(alpaca), str(out), "--template", "alpaca", "--json"]
-    done = subprocess.run(
-        [*start, *program, *words, "--device", "cpu"],
-        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    words = [str(parts / "vicuna"), str(alpaca), str(out), "--template", "alpaca"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        assert run(["curate", "ifd", *words, "--device", "cpu"]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["s-1-of-2.jsonl", "s-2-of-2.jsonl"]
-    merge = [sys.executable, "-m", "llava_tools", "curate", "merge-scores", str(out)]
-    subprocess.run([*merge, str(all_of_them)], check=True, capture_output=True)
+    assert run(["curate", "merge-scores", str(out), str(all_of_them)]) == 0
     monkeypatch.setattr(scoring, "WINDOW", 7)
     scorer = open_scorer(str(parts / "vicuna"), Options(template="alpaca"))
     alone = score_file(scorer, str(parts / "vicuna"), alpaca, tmp_path / "one.jsonl").path

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from llava_tools.cli.entry import run
 from llava_tools.curate import scoring
 from llava_tools.curate.cluster import ClusterRules, cluster
 from llava_tools.curate.merging import merge
@@ -80,27 +80,38 @@ def test_rows_that_have_a_score_are_not_scored_again(
     assert len(windows) == 3
 
 
-@pytest.mark.slow
-def test_a_process_killed_while_it_scores_loses_nothing(parts: Path, tmp_path: Path) -> None:
-    rows = [{"instruction": f"say {i}", "output": "cat dog " * 30} for i in range(700)]
-    data = tmp_path / "rows.json"
-    data.write_text(json.dumps(rows))
-    command = [sys.executable, "-m", "llava_tools", "curate", "ifd", str(parts / "vicuna")]
-    options = ["--template", "alpaca", "--batch-tokens", "400"]
+# Scores a file in windows of 9 rows, and dies when the second is half on disk.
+KILLED = """
+import os, signal, sys
+from llava_tools.cli.entry import run
+from llava_tools.curate import score_log, scoring
+
+def append(self, records, vectors=(), whole=score_log.ScoreLog.append):
+    if self.done:
+        self.file.write(b'{"row": 9, "half a li')
+        self.file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    whole(self, records, vectors)
+
+scoring.WINDOW = 9
+score_log.ScoreLog.append = append
+run(sys.argv[1:])
+"""
+
+
+def test_a_process_killed_while_it_scores_loses_nothing(
+    parts: Path, alpaca: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "s.jsonl"
-    process = subprocess.Popen([*command, str(data), str(out), *options], stdout=subprocess.DEVNULL)
-    while process.poll() is None and (not out.exists() or out.stat().st_size < 30_000):
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    command = ["curate", "ifd", str(parts / "vicuna"), str(alpaca), str(out)]
+    command += ["--template", "alpaca", "--device", "cpu"]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *command], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
     before = out.read_bytes()
-    assert 0 < before.count(b"\n") < 700
-    result = subprocess.run(
-        [*command, str(data), str(out), *options], capture_output=True, text=True
-    )
-    assert result.returncode == 0 and "700 of 700 rows have a score" in result.stdout
-    _, records, _ = read_log(out)
-    assert [record["row"] for record in records] == list(range(700))
+    assert before.count(b"\n") == 1 + 9 and before.endswith(b"half a li")
+    assert run(command) == 0
+    assert "24 of 24 rows have a score" in capsys.readouterr().out
+    assert [record["row"] for record in read_log(out)[1]] == list(range(24))
     assert out.read_bytes().startswith(before[: before.rfind(b"\n") + 1])
 
 
