@@ -22,7 +22,15 @@ GPUS: dict[str, tuple[float, int]] = {
 MFU = 0.4  # assumed where nothing is measured: what a good run reaches with checkpointing
 TEXT = 250  # tokens of a row besides its image, where the data is not looked at
 SUPERVISED = 0.5  # of them
-LORA = {"r": 64, "lora_alpha": 128}
+# What makes the LLM itself smaller, by `freeze_llm`: (text, changes). Adapters stay as they are.
+LORA_TEXT = "freeze_llm = True, llm_lora = dict(r=64, lora_alpha=128)"
+BITS_TEXT = "llm_quantization = dict(bits=4)"
+LORA: dict[str, Any] = {"freeze_llm": True, "llm_lora": {"r": 64, "lora_alpha": 128}}
+BITS: dict[str, Any] = {"llm_quantization": {"bits": 4}}
+SMALLER_LLM = {
+    True: [(BITS_TEXT, BITS)],
+    False: [(LORA_TEXT, LORA), (f"{LORA_TEXT}, {BITS_TEXT} (QLoRA)", LORA | BITS)],
+}
 # What a duration is told in, its seconds, and from how many seconds on it is told in the next.
 DURATIONS = (("us", 1e-6, 1e-3), ("ms", 1e-3, 1.0), ("s", 1.0, 60.0))
 STAGES = {
@@ -142,32 +150,24 @@ def alternatives(
     if not settings.activation_checkpointing:
         saving = replace(settings, activation_checkpointing=True)
         yield "activation_checkpointing = True", saving, zero
-    smallest = saving
+    batches = {"": saving}  # as it is, and of one row
     for size in halves(settings.batch_size):
         counts = settings.batch_size * settings.accumulative_counts // size
-        smallest = replace(saving, batch_size=size, accumulative_counts=counts)
-        yield f"batch_size = {size}, accumulative_counts = {counts}", smallest, zero
+        smaller = replace(saving, batch_size=size, accumulative_counts=counts)
+        yield f"batch_size = {size}, accumulative_counts = {counts}", smaller, zero
+        if size == 1:
+            batches[", batch_size = 1"] = smaller
     stages = [n for n in STAGES if gpus > 1 or n.endswith("offload")]
     for name in stages:
         if zero is None or STAGES[name] != zero:
             yield f"--deepspeed {name}", saving, STAGES[name]
-    if smallest is not saving:
-        yield f"--deepspeed {stages[-1]}, batch_size = 1", smallest, STAGES[stages[-1]]
-    kinds: list[tuple[str, dict[str, Any]]]
-    if settings.freeze_llm and settings.llm_lora is None:
-        kinds = [("llm_quantization = dict(bits=4)", {})]
-    else:
-        kinds = [("freeze_llm = True, llm_lora = dict(r=64, lora_alpha=128)", {"llm_lora": LORA})]
-        kinds.append(
-            (f"{kinds[0][0]}, llm_quantization = dict(bits=4) (QLoRA)", {"llm_lora": LORA})
-        )
-    for text, change in kinds:
-        packed = {"bits": 4} if "quantization" in text else settings.llm_quantization
-        for tail, base in (("", saving), (", batch_size = 1", smallest)):
-            lora = settings.llm_lora or change.get("llm_lora")
-            adapted = replace(base, freeze_llm=True, llm_lora=lora, llm_quantization=packed)
-            if adapted != base:
-                yield text + tail, adapted, zero
+    for tail, base in list(batches.items())[1:]:
+        yield f"--deepspeed {stages[-1]}{tail}", base, STAGES[stages[-1]]
+    for text, change in SMALLER_LLM[settings.freeze_llm]:
+        for tail, base in batches.items():
+            changed = replace(base, **change)
+            if changed != base:
+                yield text + tail, changed, zero
 
 
 def halves(size: int) -> Iterator[int]:

@@ -137,6 +137,14 @@ def test_alternatives_keep_the_rows_of_a_step() -> None:
     )
 
 
+def test_an_adapter_stays_as_it_is() -> None:
+    lora = {"r": 512, "lora_alpha": 256}
+    settings = Settings("llm", "plain", (), freeze_llm=True, llm_lora=lora, batch_size=1)
+    found = {text: changed for text, changed, _ in alternatives(settings, None, 2)}
+    assert found["llm_quantization = dict(bits=4)"].llm_lora == lora
+    assert not [text for text in found if "lora" in text or "batch_size" in text]
+
+
 @pytest.fixture(scope="module")
 def phi3_mini(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """Full fine-tuning of the published model, of which there is config.json alone."""
