@@ -27,6 +27,7 @@ PATTERNS = {
     "tekken": rf"{_CAPITALS}|{_SMALL}|\p{{N}}|{_SIGNS}[\r\n/]*|{_LINES}",
     "gpt4o": rf"{_CAPITALS}{_CASES}?|{_SMALL}{_CASES}?|\p{{N}}{{1,3}}|{_SIGNS}[\r\n/]*|{_LINES}",
 }
+BYTES = {f"<0x{byte:02X}>" for byte in range(256)}
 JOINED = re.compile(r"[^\s▁][ ▁]")  # a word's end inside a token
 
 
@@ -104,6 +105,7 @@ def _vocabulary_is_apart(backend: Any) -> bool:
     """Tell of a vocabulary in SentencePiece's manner whether no piece goes on behind a word."""
     model, known = backend.model, backend.get_vocab(with_added_tokens=False)
     plain = not (model.continuing_subword_prefix or model.end_of_word_suffix or model.ignore_merges)
-    if not plain or model.unk_token is None:  # unknown characters vanish, and places are shifted
-        return False
-    return "▁" in known and not any("▁" in piece.lstrip("▁") for piece in known)
+    # Characters without any token would vanish, and shift the places of what is behind them.
+    whole = model.unk_token is not None or (model.byte_fallback and known.keys() >= BYTES)
+    apart = "▁" in known and not any("▁" in piece.lstrip("▁") for piece in known)
+    return plain and whole and apart

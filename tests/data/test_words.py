@@ -80,6 +80,13 @@ def gemma() -> Tokenizer:
     return made
 
 
+def bytes_alone() -> Tokenizer:
+    """Llama's as transformers makes it: unknown characters are bytes, and there is no other way."""
+    made = changed("first")
+    made.model.unk_token = None
+    return made
+
+
 def falcon() -> Tokenizer:
     """Cut at signs and digits. Places are without spaces: tokens of spaces are nowhere."""
     made = changed("bytes")
@@ -104,6 +111,7 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
     **{name: lambda rule=rule: split_by(rule) for name, rule in PATTERNS.items()},  # type: ignore[misc]
     "nfc": lambda: nfc("llama3"),
     "gemma": gemma,
+    "bytes alone": bytes_alone,
     "falcon": falcon,
 }
 MADE: dict[str, tuple[Tokenizer, Words]] = {}
@@ -199,7 +207,7 @@ def composed(state: Any) -> None:
 
 def vanishing(state: Any) -> None:
     """Drop unknown characters, and shift the places of what is behind them."""
-    state["model"]["unk_token"] = None
+    state["model"] |= {"unk_token": None, "byte_fallback": False}
 
 
 def unknown_cut(state: Any) -> None:
