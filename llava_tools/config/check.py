@@ -41,7 +41,13 @@ TRACKERS = (
 )  # fmt: skip
 
 TRAIN_ON = ("all", "last", "full")
-OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit")
+# AdamW: torch's own, or a class of bitsandbytes, its state in 8 bits, or paged out of a full GPU.
+OPTIMIZERS = {
+    "adamw": None,
+    "adamw_8bit": "AdamW8bit",
+    "paged_adamw_8bit": "PagedAdamW8bit",
+    "paged_adamw_32bit": "PagedAdamW32bit",
+}
 
 RULES: dict[type, dict[str, Rule]] = {
     DatasetSpec: {

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from llava_tools.config import Settings
+from llava_tools.config.check import OPTIMIZERS
 from llava_tools.errors import UserError
 
 WARMUP_START = 1e-5  # factor of the first warm-up step, as in XTuner's LinearLR
@@ -20,12 +21,6 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda share: 0.5 * (1 + math.cos(math.pi * share)),
     "linear": lambda share: 1 - share,
     "constant": lambda share: 1.0,
-}
-# bitsandbytes' classes: the same AdamW, its state in 8 bits, or paged out of a full GPU's memory.
-BITSANDBYTES = {
-    "adamw_8bit": "AdamW8bit",
-    "paged_adamw_8bit": "PagedAdamW8bit",
-    "paged_adamw_32bit": "PagedAdamW32bit",
 }
 
 
@@ -64,7 +59,8 @@ def build_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimiz
         for names, decay in decay_groups(shapes, settings)
     ]
     options: dict[str, Any] = {"lr": settings.lr, "betas": settings.betas}
-    if settings.optimizer == "adamw":
+    theirs = OPTIMIZERS[settings.optimizer]
+    if theirs is None:
         return torch.optim.AdamW(groups, fused=True, **options)
     if find_spec("bitsandbytes") is None:
         raise UserError(
@@ -74,7 +70,7 @@ def build_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimiz
         )
     import bitsandbytes
 
-    kind: Any = getattr(bitsandbytes.optim, BITSANDBYTES[settings.optimizer])
+    kind: Any = getattr(bitsandbytes.optim, theirs)
     optimizer: torch.optim.Optimizer = kind(groups, **options)
     return optimizer
 
