@@ -91,16 +91,20 @@ def pair(messages: list[Turn]) -> tuple[list[Turn], list[str]]:
             asked = True
         elif not asked:
             mended.append("answer_first")
-        elif not message.text.strip() and IMAGE_TOKEN not in (question or ""):
-            mended.append("empty_pair")
-            question = None
         else:
-            mended += ["empty_question"] if not (question or "").strip() else []
-            turns += [Turn("user", question or ""), message]
+            mended += ["answer_repeated"] if question is None else []
+            if message.text.strip() or IMAGE_TOKEN in (question or ""):
+                mended += (
+                    ["empty_question"] if question is not None and not question.strip() else []
+                )
+                turns += [Turn("user", question or ""), message]
+            else:
+                last = i == len(messages) - 1 and not message.text
+                mended.append("question_unanswered" if last else "empty_pair")
             question = None
     mended += ["question_unanswered"] if question is not None else []
     if not turns or turns[-1].role != "assistant":
-        raise Unusable("no_answer", f"{len(messages)} messages")
+        raise Unusable("no_answer", f"messages: {len(messages)}")
     return turns, mended
 
 

@@ -13,6 +13,7 @@ from llava_tools.data.sample import Sample
 from llava_tools.data.templates import get_template
 
 END, MARK, PAD = "</s>", " ASSISTANT: ", "<unk>"
+DIES_OF = frozenset({"questions_merged", "answer_repeated"})  # a role twice, by what was mended
 
 
 def masks_all(sample: Sample, codec: Codec, max_length: int) -> bool:
@@ -20,6 +21,8 @@ def masks_all(sample: Sample, codec: Codec, max_length: int) -> bool:
 
     For a tokenizer in the old manner of Llama: BOS in front, a space before every text.
     """
+    if DIES_OF & set(sample.mended) or sample.mended.count("answer_first") > 1:
+        return False
     text = _text(sample)
     ids = codec.encode(text)
     pads = ids[: max_length - 1].count(codec.encode(PAD)[0]) if PAD in text else 0

@@ -54,7 +54,8 @@ ASKED_FOR = frozenset({"beyond_max_tokens", "fastchat_masks"})
 MENDED_REASONS = {
     "answer_first": "answers before the first question were dropped",
     "questions_merged": "consecutive questions were joined",
-    "empty_question": "an answer without a question of its own",
+    "answer_repeated": "an answer behind an answer, without a question of its own",
+    "empty_question": "an empty question",
     "empty_pair": "a question with an empty answer was dropped",
     "question_unanswered": "a last question without an answer was dropped",
     "control_text_escaped": "a control token that a text spells out was encoded as plain text",

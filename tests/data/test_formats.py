@@ -74,7 +74,7 @@ def test_the_order_is_mended_and_counted() -> None:
         "answer_first",
         "answer_first",
         "questions_merged",
-        "empty_question",
+        "answer_repeated",
         "question_unanswered",
     )
     assert set(found.mended) <= set(MENDED_REASONS)
@@ -123,9 +123,9 @@ def test_collections_of_dialogues_name_roles_in_many_ways(user: str, assistant: 
         (row(("human", "<image><image>"), A, image="a"), "image_count", "2 <image> for 1 images"),
         (row(Q, ("gpt", "an <image>")), "misplaced_image_token", "1 times"),
         (row(("system", "<image>"), Q, A), "misplaced_image_token", "1 times"),
-        (row(Q), "no_answer", "1 messages"),
-        (row(A), "no_answer", "1 messages"),
-        (row(("system", "Be kind.")), "no_answer", "1 messages"),
+        (row(Q), "no_answer", "messages: 1"),
+        (row(A), "no_answer", "messages: 1"),
+        (row(("system", "Be kind.")), "no_answer", "messages: 1"),
     ],
 )
 def test_an_unusable_row_says_why(bad: Any, reason: str, detail: str) -> None:

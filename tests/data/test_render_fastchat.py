@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
@@ -130,6 +132,8 @@ TABLE: dict[str, tuple[Messages, str, str, str]] = {
     "only gpt": ([("gpt", "b")], MASKED, "no_answer", "no_answer"),
     "empty answer": (talk("a", ""), MASKED, "no_answer", "no_answer"),
     "empty question": (talk("", "b"), MASKED, "empty_question", "fastchat_masks"),
+    "an answer twice": (talk("a", "b") + talk("", "c")[1:], DIES, "answer_repeated", ""),
+    "empty answer last": (talk("a", "b", "c", ""), MASKED, "question_unanswered", "fastchat_masks"),
     "empty answer between": (talk("a", "", "c", "d"), TRAINED, "empty_pair", "empty_pair"),
     "empty question between": (talk("a", "b", "", "d"), MASKED, "empty_question", "fastchat_masks"),
     "the marker": (talk("say ASSISTANT: x", "b"), MASKED, "", "fastchat_masks"),
@@ -197,6 +201,22 @@ def test_fastchat_compat_knows_what_is_masked(texts: list[str]) -> None:
         wanted = fastchat(messages, length) == MASKED
         cut = length < MAX and not masked  # cut before the first answer: nothing is left either way
         assert masked == wanted or (cut and wanted)
+
+
+def test_fastchat_compat_leaves_out_what_is_masked_and_nothing_else(
+    make_settings: Callable[..., Settings],
+) -> None:
+    said = [(role, text) for role in ("human", "gpt") for text in ("a", "")]
+    plain = make_settings([], prompt_template="vicuna_v1.1", image_folder="", max_length=100)
+    plans = [
+        make_plan(made, made.datasets[0], vocabulary("legacy"), sees_images=False)
+        for made in (plain, replace(plain, fastchat_compat=True))
+    ]
+    for messages in (list(some) for n in range(5) for some in product(said, repeat=n)):
+        row = {"conversations": [{"from": role, "value": text} for role, text in messages]}
+        raw = RawRow(1, json.dumps(row).encode())
+        always, alike = (isinstance(prepare_row(plan, raw), Skip) for plan in plans)
+        assert alike == (always or fastchat(messages, 100) == MASKED), messages
 
 
 def test_fastchat_compat_needs_its_template(make_settings: Callable[..., Settings]) -> None:
