@@ -18,6 +18,7 @@ from llava_tools.locks import hold
 from llava_tools.whole_files import write_whole
 
 Answer = dict[str, Any]  # row, id, answer, finish, tokens; error
+KEYS = {"row", "id", "answer", "finish", "tokens"}
 
 WAIT = "Wait for it, or give another OUT."
 
@@ -25,12 +26,13 @@ WAIT = "Wait for it, or give another OUT."
 class AnswerFile:
     """OUT.jsonl, opened for appending; `done` has what an earlier run left, by row.
 
-    A last line that a kill cut short is dropped. Raises UserError for a file that other settings
-    made, that is none of ours, or that another process is writing.
+    `rows` is how many prompts there are. A last line that a kill cut short is dropped. Raises
+    UserError for a file that other settings made, that is none of ours, or that another process is
+    writing.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        self.path, self.beside = path, path.with_name(path.name + ".settings.json")
+    def __init__(self, path: Path, settings: Mapping[str, Any], rows: int) -> None:
+        self.path, self.beside, self.rows = path, path.with_name(path.name + ".settings.json"), rows
         self.done: dict[int, Answer] = {}
         wanted = orjson.loads(orjson.dumps(dict(settings)))
         self._check(wanted)
@@ -95,17 +97,25 @@ class AnswerFile:
         end = 0
         with self.path.open("rb") as file:
             for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    break
                 try:
-                    answer = orjson.loads(line) if line.endswith(b"\n") else None
-                    if answer is not None:
-                        self.done[answer["row"]] = answer
-                except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+                    answer = orjson.loads(line)
+                except orjson.JSONDecodeError:
+                    answer = None
+                if not self._is_answer(answer):
                     raise UserError(
                         f"'{self.path}', line {number} is no answer of this command.",
                         "Mend or delete that line, or give another OUT.",
-                    ) from error
-                end += len(line) if answer is not None else 0
+                    )
+                self.done[answer["row"]] = answer
+                end += len(line)
         return end
+
+    def _is_answer(self, value: Any) -> bool:
+        if not isinstance(value, dict) or not value.keys() >= KEYS:
+            return False
+        return type(value["row"]) is int and 0 <= value["row"] < self.rows
 
     def append(self, answer: Answer) -> None:
         """Write an answer and flush it, so that a kill loses nothing."""

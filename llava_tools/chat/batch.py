@@ -67,7 +67,7 @@ def generate_file(
         **asdict(settings),
     }
     before = 0
-    with AnswerFile(Path(out).expanduser(), recorded) as file:
+    with AnswerFile(Path(out).expanduser(), recorded, len(rows)) as file:
         before = len(file.done)
         todo = [prompt for prompt in rows if prompt.row not in file.done]
         if todo:

@@ -168,9 +168,13 @@ def test_files_of_others_are_left_alone(
     good = tmp_path / "out.jsonl"
     answered(assistants["phi3"], prompts, parts, good)
     content = good.read_bytes()
-    good.write_bytes(b"{nonsense\n" + content)
-    with pytest.raises(UserError, match="line 1 is no answer of this command"):
-        answered(assistants["phi3"], prompts, parts, good)
+    first = content.splitlines()[0]
+    others = [first.replace(b'"row":0', b'"row":' + row) for row in (b'"a"', b"true", b"11", b"-1")]
+    for line in (b"{nonsense", b"null", b'{"row":0}', *others):
+        good.write_bytes(line + b"\n" + content)
+        with pytest.raises(UserError, match="line 1 is no answer of this command"):
+            answered(assistants["phi3"], prompts, parts, good)
+        assert good.read_bytes() == line + b"\n" + content
     good.write_bytes(content)
     beside = tmp_path / "out.jsonl.settings.json"
     beside.write_text("{")
