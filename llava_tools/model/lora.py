@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 _ADAPTED = re.compile(r"(llm|visual_encoder)(?:\.vision_model)?\.base_model\.model\.(.+)")
 _FACTOR = re.compile(r"(.+)\.lora_([AB])\.default\.weight")
 # What is trained beside the factors: a copy of a module of modules_to_save, and biases.
-_WHOLE = re.compile(r"(.+)\.modules_to_save\.default\.(weight|bias)|(.+?)(?:\.base_layer)?\.bias")
+_COPY = re.compile(r"(.+)\.modules_to_save\.default(|\..+)\.(weight|bias)")
+_BIAS = re.compile(r"(.+?)(?:\.base_layer)?\.bias")
 _DEFAULT_ALPHA = 8  # peft's
 _HINT = "Give the config of the run that wrote the checkpoint."
 
@@ -65,7 +66,7 @@ def factors_of(trained: Mapping[str, LazyTensor], where: str) -> dict[str, Facto
         if adapted is None:
             continue
         factor = _FACTOR.fullmatch(adapted[2])
-        if factor is None and _WHOLE.fullmatch(adapted[2]):
+        if factor is None and _whole(adapted[2]):
             continue
         if factor is None:
             raise UserError(
@@ -81,11 +82,17 @@ def whole_of(trained: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     whole = {}
     for name, tensor in trained.items():
         adapted = _ADAPTED.fullmatch(name)
-        found = _WHOLE.fullmatch(adapted[2]) if adapted else None
-        if adapted and found:
-            path, kind = found[1] or found[3], found[2] or "bias"
-            whole[_target(adapted[1], path, kind)] = tensor
+        if adapted and (found := _whole(adapted[2])):
+            whole[_target(adapted[1], *found)] = tensor
     return whole
+
+
+def _whole(name: str) -> tuple[str, str] | None:
+    """Return the module and the kind of a weight that was trained as a whole, None for others."""
+    if copy := _COPY.fullmatch(name):  # of a module, or of one within it
+        return copy[1] + copy[2], copy[3]
+    bias = _BIAS.fullmatch(name)
+    return (bias[1], "bias") if bias else None
 
 
 def adapted_weights(names: Iterable[str]) -> set[str]:

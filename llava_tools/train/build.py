@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -141,12 +142,13 @@ def choose_what_trains(model: LlavaModel, settings: Settings) -> None:
 def add_lora(part: Any, options: dict[str, Any]) -> Any:
     """Wrap a part in peft's LoRA; without `target_modules`, on every linear layer but the head.
 
-    Raises UserError for target modules that the part does not have.
+    Raises UserError for modules that the part does not have.
     """
     from peft import LoraConfig, get_peft_model
 
     targets = options.get("target_modules") or linear_names(part)
     _check_targets(part, targets)
+    _check_whole(part, options.get("modules_to_save") or ())
     with warnings.catch_warnings():  # peft asks transformers by a name that it is about to drop
         warnings.simplefilter("ignore", FutureWarning)
         return get_peft_model(part, LoraConfig(**{**options, "target_modules": targets}))
@@ -168,6 +170,16 @@ def _check_targets(part: nn.Module, targets: Any) -> None:
             f"{', '.join(absent)}.",
             f"Its linear layers: {', '.join(linear_names(part))}. "
             "Without target_modules, LoRA is put on all of them.",
+        )
+
+
+def _check_whole(part: nn.Module, modules: Sequence[str]) -> None:
+    names = [f".{name}" for name, _ in part.named_modules()]
+    if absent := [m for m in modules if not any(name.endswith(f".{m}") for name in names)]:
+        known = {last for name in names if not (last := name.split(".")[-1]).isdigit()} - {""}
+        raise UserError(
+            f"LoRA's modules_to_save name no part of {type(part).__name__}: {', '.join(absent)}.",
+            f"Its parts: {', '.join(sorted(known))}.",
         )
 
 

@@ -20,13 +20,17 @@ SECONDS = 120  # a run that hangs is killed then
 
 @dataclass(frozen=True)
 class Job:
-    """A training run; `deepspeed` None is the plain engine, in one process."""
+    """A training run; `deepspeed` None is the plain engine, in one process.
+
+    One that `fails` must do so on every rank, which writes `failed_N.txt` with its error.
+    """
 
     config: str
     work: str
     ranks: int = 1
     deepspeed: str | None = None
     resume: str | None = None
+    fails: bool = False
 
 
 def run_jobs(folder: Path, jobs: list[Job]) -> None:
@@ -78,8 +82,11 @@ def run_rank(job: Job, rank: int, port: int) -> int:
         return run_training(
             load_settings(job.config), Path(job.work), deepspeed=job.deepspeed, resume=job.resume
         )
-    except BaseException:
-        traceback.print_exc()
+    except BaseException as error:
+        if job.fails:
+            Path(job.work, f"failed_{rank}.txt").write_text(str(error))
+        else:
+            traceback.print_exc()
         return 1
 
 
@@ -96,7 +103,7 @@ def main(file: str) -> int:
         codes = fork_ranks(job)
         sys.stdout.write(f"{job.work}: {codes}, {time.monotonic() - began:.1f} s\n")
         sys.stdout.flush()
-        if any(codes):
+        if codes != [int(job.fails)] * job.ranks:
             return 1
     return 0
 

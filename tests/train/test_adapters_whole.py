@@ -45,7 +45,7 @@ def logits(llm: Any) -> torch.Tensor:
     [
         ("vicuna", {"modules_to_save": ["embed_tokens", "lm_head"]}),
         ("qwen2", {"modules_to_save": ["lm_head"]}),
-        ("qwen2", {"modules_to_save": ["embed_tokens", "norm"]}),
+        ("qwen2", {"modules_to_save": ["embed_tokens", "norm", "mlp"]}),
         ("qwen2", {"bias": "lora_only"}),
         ("qwen2", {"bias": "all", "target_modules": ["q_proj", "down_proj"]}),
     ],

@@ -107,6 +107,14 @@ def test_lora_on_layers_that_are_not_there(parts: Path, tmp_path: Path, targets:
     assert "down_proj, gate_up_proj, o_proj, qkv_proj" in caught.value.hint
 
 
+@pytest.mark.parametrize("name", ["lm_heads", "proj", "self_attn.norm"])
+def test_whole_modules_that_are_not_there(parts: Path, tmp_path: Path, name: str) -> None:
+    """peft trains what it finds of them, and says nothing of the rest."""
+    with pytest.raises(UserError, match=f"name no part of Phi3ForCausalLM: {name}") as caught:
+        lora_model(parts, tmp_path, llm_lora={"r": 4, "modules_to_save": ["lm_head", name]})
+    assert "embed_tokens" in caught.value.hint and " 0" not in caught.value.hint
+
+
 def test_a_lora_pattern_that_is_none(parts: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"target_modules = '\*_proj' is no regular expression"):
         lora_model(parts, tmp_path, llm_lora={"r": 4, "target_modules": "*_proj"})

@@ -43,6 +43,7 @@ RUNS = [
     ("lora", 2, "zero2_offload", dict(batch_size=2)),
     ("lora", 2, "zero3_offload", dict(batch_size=2)),
 ]
+DIVERGED = dict(lr=1e30, max_norm=1e30, dtype="bf16", save_steps=0)
 # Where runs go on after their first step, on how many ranks and with which engine.
 RESUMED = [
     ("full-4-zero2", 2, "zero2"),
@@ -89,6 +90,8 @@ def runs(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         first = resumed(name).get("accumulative_counts", 1)
         start = str(folder / name / f"iter_{first}.pth")
         jobs.append(Job(str(config), str(folder / work), ranks, deepspeed(engine), start))
+    config = write_config(folder / "configs/diverged", parts, **common | DIVERGED)
+    jobs.append(Job(str(config), str(folder / "diverged"), 2, deepspeed("zero2"), fails=True))
     run_jobs(folder, jobs)
     return folder
 
@@ -140,3 +143,10 @@ def test_a_run_goes_on_elsewhere(runs: Path, run: str, ranks: int, engine: str |
 def test_samples_are_told_once_where_all_ranks_answer(runs: Path) -> None:
     lines = (runs / "full-2-zero3" / "samples.jsonl").read_text().splitlines()
     assert [json.loads(line)["iter"] for line in lines] == [4, 6]
+
+
+def test_ranks_that_have_diverged_all_end_and_save_nothing(runs: Path) -> None:
+    work = runs / "diverged"
+    for rank in range(2):
+        assert "step 2 is inf: the run has diverged" in (work / f"failed_{rank}.txt").read_text()
+    assert len(losses(work)) == 1 and not list(work.glob("iter_*"))
