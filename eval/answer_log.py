@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 import llava_tools
-from llava_tools.errors import UserError
+from llava_tools.errors import UserError, changes
 from llava_tools.eval.benchmark import Question
 from llava_tools.eval.pictures import Index
 from llava_tools.eval.predictions import prompt_hash, read_header, read_jsonl, whole_lines
@@ -149,14 +149,10 @@ def check_fingerprint(
 ) -> None:
     """Compare the keys that both have. Raises UserError naming everything that differs."""
     before = header["fingerprint"]
-    different = [
-        f"{key} was {before[key]!r} and is now {value!r}"
-        for key, value in fingerprint.items()
-        if key in before and before[key] != orjson.loads(orjson.dumps(value))
-    ]
-    if different:
+    known = {key: value for key, value in fingerprint.items() if key in before}
+    if different := changes(before, known):
         raise UserError(
-            f"'{path}' holds the answers of another run: {'; '.join(different)}.",
+            f"'{path}' holds the answers of another run: {different}.",
             "Give another --work-dir, or delete that file to start over.",
         )
 

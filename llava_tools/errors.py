@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import orjson
 
 
 class UserError(Exception):
@@ -22,6 +25,19 @@ def first_line(error: BaseException) -> str:
     """Return the first line of an exception's text (transformers adds pages of advice)."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return what of `now` was something else before, for a message; empty where nothing was.
+
+    Values are compared as JSON has them, where a tuple is a list: one side comes from a file.
+    """
+    old, new = (orjson.loads(orjson.dumps(dict(values))) for values in (before, now))
+    return "; ".join(
+        f"{key} was {old.get(key)!r} and is now {value!r}"
+        for key, value in new.items()
+        if old.get(key) != value
+    )
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from llava_tools.errors import UserError
+from llava_tools.errors import UserError, changes
 from llava_tools.locks import hold
 from llava_tools.whole_files import write_whole
 
@@ -75,14 +75,10 @@ class AnswerFile:
 
     def check(self, wanted: Mapping[str, Any]) -> None:
         """Compare settings with those that made what is there. Raises UserError naming them."""
-        different = [
-            f"{key} was {self.settings[key]!r} and is now {value!r}"
-            for key, value in wanted.items()
-            if key in self.settings and self.settings[key] != value
-        ]
-        if different:
+        known = {key: value for key, value in wanted.items() if key in self.settings}
+        if different := changes(self.settings, known):
             raise UserError(
-                f"'{self.path}' holds the answers of another run: {'; '.join(different)}.",
+                f"'{self.path}' holds the answers of another run: {different}.",
                 "Give another OUT, or delete that file to start over.",
             )
 

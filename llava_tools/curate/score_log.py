@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import orjson
 
-from llava_tools.errors import UserError
+from llava_tools.errors import UserError, changes
 from llava_tools.locks import hold
 
 KIND = "llava-tools curate"
@@ -65,14 +65,9 @@ class ScoreLog:
         header, records, end = read_log(self.path)
         if header is None:
             return 0
-        different = [
-            f"{key} was {header['fingerprint'].get(key)!r} and is now {value!r}"
-            for key, value in orjson.loads(orjson.dumps(dict(fingerprint))).items()
-            if header["fingerprint"].get(key) != value
-        ]
-        if different:
+        if different := changes(header["fingerprint"], fingerprint):
             raise UserError(
-                f"'{self.path}' holds the scores of another run: {'; '.join(different)}.",
+                f"'{self.path}' holds the scores of another run: {different}.",
                 "Give another file, or delete that one to start over.",
             )
         self.done = {record["row"] for record in records}

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from llava_tools.errors import UserError
+from llava_tools.errors import UserError, changes
 from llava_tools.locks import hold
 from llava_tools.whole_files import write_whole
 
@@ -169,15 +169,9 @@ class WorkDir:
     def bind(self, stage: str, wanted: Mapping[str, Any]) -> None:
         """Keep what makes a stage's lines. Raises UserError where it was something else before."""
         known = self._settings["stages"].setdefault(stage, dict(wanted))
-        different = [
-            f"{key} was {known.get(key)!r} and is now {value!r}"
-            for key, value in wanted.items()
-            if known.get(key) != value
-        ]
-        if different:
+        if different := changes(known, wanted):
             raise UserError(
-                f"'{self.path}' holds the work of other settings ({stage}): "
-                f"{'; '.join(different)}.",
+                f"'{self.path}' holds the work of other settings ({stage}): {different}.",
                 "Give another WORK_DIR, or the settings as they were.",
             )
         self._save()
