@@ -122,7 +122,7 @@ def _hide(model: dict[str, Any], control: Mapping[str, int]) -> None:
         model["unk_token"] = hidden[model["unk_token"]]
     if "merges" in model:
         pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
-        model["merges"] = [list(p) for p in pairs if p[0] + p[1] not in control]
+        model["merges"] = [[*p] for p in pairs if control.keys().isdisjoint((*p, p[0] + p[1]))]
 
 
 def broken_up(parts: Sequence[Part], control: re.Pattern[str]) -> Iterator[str]:

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable
-from itertools import accumulate, chain
+from collections.abc import Callable, Iterator
+from itertools import accumulate, chain, pairwise
 from typing import Any, Generic, TypeVar, cast
 
 from llava_tools.data.apart import words_are_apart
@@ -22,6 +22,7 @@ from llava_tools.data.spans import Located, Spans, WordSpans
 Found = TypeVar("Found")
 Ids = tuple[int, ...]  # no lists, which the garbage collector would visit again and again
 KEPT = 1 << 17  # words remembered, some 30 MB; then all are forgotten
+PLACES_KEPT = 1 << 14  # words whose places are remembered, 10 MB
 LONGEST = 48  # characters of a word to remember
 
 
@@ -40,9 +41,9 @@ class Words:
             self._cut = re.compile(rf" *[^ ]+(?:(?<=[\s{held}]) +[^ ]*)*| +").findall
         self._skipped = len(self._ask(self._lead))
         self._later: dict[str, Ids] = {}
-        self._first = _Remembered(lambda word: tuple(self._ask(word)))
-        self._first_places = _Remembered(self._places)
-        self._later_places = _Remembered(self._places_later)
+        self._first = _Remembered(lambda word: tuple(self._ask(word)), KEPT)
+        self._first_places = _Remembered(self._places, PLACES_KEPT)
+        self._later_places = _Remembered(self._places_later, PLACES_KEPT)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text; control strings in it become control tokens."""
@@ -67,21 +68,27 @@ class Words:
         return cast(list[Ids], found)
 
     def _learn(self, words: list[str]) -> dict[str, Ids]:
-        """Return the ids of unknown words, in their order in a text, and remember them.
-
-        In one call, as a text of its own: the words are apart in that, too.
-        """
-        unknown = dict.fromkeys(words)
-        encoding = self._encoding(self._without_trimming(), self._lead + "".join(unknown))
-        starts = [start for start, _ in encoding.offsets]
-        ends = accumulate(map(len, unknown), initial=len(self._lead))
-        cuts = [bisect_left(starts, end) for end in ends]
-        ids = encoding.ids
-        learned = {w: tuple(ids[a:b]) for w, a, b in zip(unknown, cuts, cuts[1:], strict=False)}
+        """Return the ids of unknown words, in their order in a text, and remember them."""
+        unknown = list(dict.fromkeys(words))
+        ask = self._ask_each if self._trims() else self._ask_joined
+        learned = dict(zip(unknown, ask(unknown), strict=True))
         if len(self._later) + len(learned) > KEPT:
             self._later.clear()
         self._later |= {word: found for word, found in learned.items() if len(word) <= LONGEST}
         return learned
+
+    def _ask_joined(self, words: list[str]) -> Iterator[Ids]:
+        """Yield the ids of words, asked for as one text: they are apart in that, too."""
+        encoding = self._encoding(self._backend, self._lead + "".join(words))
+        ids, starts = encoding.ids, [start for start, _ in encoding.offsets]
+        ends = accumulate(map(len, words), initial=len(self._lead))
+        for start, stop in pairwise([bisect_left(starts, end) for end in ends]):
+            yield tuple(ids[start:stop])
+
+    def _ask_each(self, words: list[str]) -> Iterator[Ids]:
+        """Yield the ids of words where trimmed places do not tell whose a token of spaces is."""
+        for word in words:
+            yield tuple(self._ask(self._lead + word)[self._skipped :])
 
     def _word_places(self, word: str, first: bool) -> Spans:
         return (self._first_places if first else self._later_places)[word]
@@ -108,10 +115,13 @@ class Words:
         places = encoding.offsets
         return Spans(encoding.ids, [start for start, _ in places], [end for _, end in places])
 
+    def _trims(self) -> bool:
+        post = self._backend.post_processor
+        return post is not None and b'"trim_offsets":true' in post.__getstate__()
+
     def _without_trimming(self) -> Any:
         """Return the tokenizer with the places of its tokens as they are, spaces included."""
-        trimming = self._backend.post_processor
-        if trimming is None or b'"trim_offsets":true' not in trimming.__getstate__():
+        if not self._trims():
             return self._backend
         if self._untrimmed is None:
             from tokenizers import Tokenizer
@@ -125,14 +135,14 @@ class Words:
 class _Remembered(dict[str, Found], Generic[Found]):
     """What is known of words, asked for once."""
 
-    def __init__(self, ask: Callable[[str], Found]) -> None:
+    def __init__(self, ask: Callable[[str], Found], kept: int) -> None:
         super().__init__()
-        self._ask = ask
+        self._ask, self._kept = ask, kept
 
     def __missing__(self, word: str) -> Found:
         found = self._ask(word)
         if len(word) <= LONGEST:
-            if len(self) >= KEPT:
+            if len(self) >= self._kept:
                 self.clear()
             self[word] = found
         return found

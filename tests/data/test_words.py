@@ -22,6 +22,7 @@ from tokenizers import (
 
 from llava_tools.data import words as words_room
 from llava_tools.data.apart import PATTERNS, words_are_apart
+from llava_tools.data.escaping import Escaping
 from llava_tools.data.spans import Spans
 from llava_tools.data.words import Words
 from tests.data.vocabularies import MAKERS, vocabulary
@@ -150,11 +151,14 @@ def test_ids_and_places_are_the_librarys(kind: str, text: str) -> None:
 @pytest.mark.parametrize("kind", ["legacy", "llama3 greedy"])
 def test_a_full_memory_is_emptied(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(words_room, "KEPT", 20)
+    monkeypatch.setattr(words_room, "PLACES_KEPT", 20)
     tokenizer = KINDS[kind]()
     words = Words(tokenizer)
     for number in range(60):
         text = f"w{number} one two w{number} " + " ".join(f"{number % 9}{k}" for k in range(9))
         assert words.encode(text) == tokenizer.encode(text, add_special_tokens=False).ids
+        spans = words.spans(text)
+        assert 0 < spans.before(1) < spans.at(len(f"w{number} one two w")).token < len(spans.ids)
         held = (words._later, words._first, words._first_places, words._later_places)
         assert all(len(memory) <= 20 for memory in held)
 
@@ -280,3 +284,12 @@ def test_other_threads_never_see_a_half_made_copy(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("tokenizers.Tokenizer.from_str", lambda state: Copy())
     assert isinstance(words._without_trimming(), Copy)
     assert seen == [("post_processor", None, None)]
+
+
+def test_a_control_token_may_be_a_part_of_other_pieces() -> None:
+    tokenizer = changed("legacy")
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+    part = next(left for left, right in merges if "▁" not in left and left.isalpha())
+    control = {part: tokenizer.token_to_id(part)}
+    ids = Escaping(tokenizer.to_str(), control).encode([(part, False), (f" {part}", True)]).ids
+    assert ids.count(control[part]) == 1 and len(ids) > 2
