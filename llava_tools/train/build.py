@@ -6,6 +6,7 @@ import logging
 import re
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from llava_tools.data.images import ImageProcessor
 from llava_tools.data.prepare import Limits
 from llava_tools.data.templates import check_template, get_template
 from llava_tools.errors import UserError
+from llava_tools.model.base_mark import saved_mark
 from llava_tools.model.llava import LlavaModel
 from llava_tools.model.load import (
     draw_llm,
@@ -25,9 +27,11 @@ from llava_tools.model.load import (
     load_llm_config,
     load_tokenizer,
 )
+from llava_tools.model.openers import checkpoint_path
 from llava_tools.model.projector import Projector
 from llava_tools.model.source import read_checkpoint
 from llava_tools.model.vision import VisualEncoder, load_visual_encoder, read_num_patches
+from llava_tools.train.bases import check_bases
 from llava_tools.train.place import set_dtype
 
 log = logging.getLogger(__name__)
@@ -113,6 +117,8 @@ def build_model(settings: Settings) -> LlavaModel:
     choose_what_trains(model, settings)
     if settings.pretrained_pth:
         load_pretrained(model, settings.pretrained_pth)
+        mark = saved_mark(checkpoint_path(Path(settings.pretrained_pth)))
+        check_bases(settings, mark, f"pretrained_pth '{settings.pretrained_pth}'")
     if settings.activation_checkpointing:
         checkpoint_activations(model)
     return model
@@ -174,13 +180,21 @@ def _check_targets(part: nn.Module, targets: Any) -> None:
 
 
 def _check_whole(part: nn.Module, modules: Sequence[str]) -> None:
-    names = [f".{name}" for name, _ in part.named_modules()]
-    if absent := [m for m in modules if not any(name.endswith(f".{m}") for name in names)]:
-        known = {last for name in names if not (last := name.split(".")[-1]).isdigit()} - {""}
-        raise UserError(
-            f"LoRA's modules_to_save name no part of {type(part).__name__}: {', '.join(absent)}.",
-            f"Its parts: {', '.join(sorted(known))}.",
-        )
+    """Each must end the name of a module, one that can be trained: peft says nothing, or fails."""
+    known = dict(part.named_modules())
+    for wanted in modules:
+        found = [module for name, module in known.items() if name.endswith(wanted)]
+        if not found:
+            last = {name.split(".")[-1] for name in known} - {""}
+            raise UserError(
+                f"LoRA's modules_to_save name no part of {type(part).__name__}: {wanted}.",
+                f"Its parts: {', '.join(sorted(n for n in last if not n.isdigit()))}.",
+            )
+        if not all(p.is_floating_point() for module in found for p in module.parameters()):
+            raise UserError(
+                f"LoRA's modules_to_save name {wanted}, whose weights llm_quantization packs.",
+                "Leave it out (it can have factors instead), or train without llm_quantization.",
+            )
 
 
 def _matches(pattern: str, name: str) -> bool:

@@ -67,6 +67,13 @@ def test_only_the_llms_layers_are_packed_and_place_leaves_them_alone(
     assert {p.dtype for p in floating if p.requires_grad} == {torch.float32}
 
 
+@pytest.mark.parametrize("kind", ["nf4, double", "8 bit"])
+def test_packed_layers_are_not_trained_as_a_whole(parts: Path, tmp_path: Path, kind: str) -> None:
+    options = {"r": 4, "target_modules": ["o_proj"], "modules_to_save": ["norm", "mlp"]}
+    with pytest.raises(UserError, match="name mlp, whose weights llm_quantization packs"):
+        build(tmp_path, parts, llm_quantization=KINDS[kind], llm_lora=options)
+
+
 @pytest.mark.parametrize("kind", ["nf4, double", "nf4", "fp4"])
 def test_four_bits_compute_what_bitsandbytes_unpacks(parts: Path, kind: str) -> None:
     quantized = load_llm(str(parts / "phi3"), dtype=torch.float32, quantization=KINDS[kind])
