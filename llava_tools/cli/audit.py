@@ -75,10 +75,10 @@ def audit(
         rows = _samples(settings, tokenizer, limits, examples)
         page = to_html(report, rows, tokenizer, processor)
         _write(html, page.encode("utf-8", "replace"))
-    _refuse(report, settings.max_skipped)
+    _refuse(report, settings)
 
 
-def _refuse(report: Report, max_skipped: float) -> None:
+def _refuse(report: Report, settings: Settings) -> None:
     """Raise UserError where training would."""
     malformed = report.counts["malformed_json"]
     if malformed:
@@ -88,10 +88,18 @@ def _refuse(report: Report, max_skipped: float) -> None:
             f"{first.origin}: {first.detail}",
             "Mend the file; the other rows were checked, too.",
         )
-    if report.faults > max_skipped * report.seen or report.faults >= report.seen:
+    if not report.seen:
+        paths = ", ".join(spec.data_path for spec in settings.datasets)
+        raise UserError(f"The training data is empty: {paths}.", "Check `data_path`.")
+    if not report.trained:
+        raise UserError(
+            f"No row can be trained on, all {report.seen:,} are left out.",
+            "The report says why: mend the data or the config.",
+        )
+    if report.faults > settings.max_skipped * report.seen:
         raise UserError(
             f"{report.faults:,} of {report.seen:,} rows have a fault, more than "
-            f"max_skipped = {max_skipped:g} allows.",
+            f"max_skipped = {settings.max_skipped:g} allows.",
             "Mend the data or the config, or raise max_skipped.",
         )
 

@@ -64,8 +64,9 @@ class Output:
         typer.echo(
             f"{summary['rows']:,} rows read, {summary['written']:,} written: {summary['out']}"
         )
-        for reason, number in sorted((summary["dropped"] | summary["notes"]).items()):
-            typer.echo(f"  {number:,} x {reason}")
+        for kind, counts in (("dropped", summary["dropped"]), ("note", summary["notes"])):
+            for reason, number in counts.items():
+                typer.echo(f"  {kind} {number:,} x {reason}")
 
     def check(self, out: Path, tally: Tally) -> None:
         """Raise UserError where more rows were dropped than --max-dropped allows."""

@@ -6,24 +6,21 @@ Rows stream through; what grows with the file is 24 bytes a row, to find duplica
 from __future__ import annotations
 
 import json
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
-from itertools import islice
-from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
 
 from llava_tools.config import DatasetSpec, Settings
+from llava_tools.data.blocks import worked
 from llava_tools.data.checks import check_rendered
 from llava_tools.data.images import open_image
 from llava_tools.data.prepare import (
-    BLOCK_ROWS,
     MAX_PROCESSES,
     UNLIMITED,
     Limits,
@@ -68,6 +65,11 @@ class Report:
         kept = self.examples.setdefault(finding.reason, [])
         if len(kept) < keep:
             kept.append(finding)
+
+    @property
+    def trained(self) -> int:
+        """The number of rows that are left to train on."""
+        return self.seen - self.faults - sum(self.counts[reason] for reason in ASKED_FOR)
 
 
 @dataclass(frozen=True)
@@ -207,27 +209,4 @@ def _hash(data: bytes) -> int:
 
 def _checked_blocks(plan: Plan, raw: Iterable[RawRow], processes: int) -> Iterator[Checked]:
     _decoded.cache_clear()  # files may have changed since
-    rows = iter(raw)
-    blocks = iter(lambda: list(islice(rows, BLOCK_ROWS)), [])
-    if processes < 2:
-        yield from (check_block(plan, block) for block in blocks)
-        return
-    with ProcessPoolExecutor(processes, get_context("spawn"), _start_worker, (plan,)) as pool:
-        pending: deque[Future[Checked]] = deque()
-        for block in blocks:
-            pending.append(pool.submit(_work, block))
-            if len(pending) > 3 * processes:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-
-
-_worker_plan: list[Plan] = []
-
-
-def _start_worker(plan: Plan) -> None:
-    _worker_plan.append(plan)
-
-
-def _work(block: list[RawRow]) -> Checked:
-    return check_block(_worker_plan[0], block)
+    return worked(check_block, plan, raw, processes)

@@ -15,10 +15,11 @@ import numpy as np
 from llava_tools.config import DatasetSpec
 from llava_tools.data.audit import Finding, Report
 from llava_tools.data.images import ImageProcessor, open_image
-from llava_tools.data.sample import AUDIT_REASONS, MENDED_REASONS, SKIP_REASONS
+from llava_tools.data.sample import ASKED_FOR, AUDIT_REASONS, MENDED_REASONS, SKIP_REASONS
 from llava_tools.data.show import ShownRow, segments
 from llava_tools.errors import UserError
 
+FAULT, LEFT_OUT = "fault", "left out"
 MEANINGS = SKIP_REASONS | MENDED_REASONS | AUDIT_REASONS
 
 _STYLE = """
@@ -53,7 +54,7 @@ def to_dict(report: Report) -> dict[str, Any]:
             {
                 "reason": reason,
                 "meaning": MEANINGS[reason],
-                "fault": reason in SKIP_REASONS,
+                "fault": _kind(reason) == FAULT,
                 "count": count,
                 "examples": [asdict(finding) for finding in report.examples[reason]],
             }
@@ -66,10 +67,9 @@ def to_lines(report: Report) -> list[str]:
     """Return the report as lines of text: the total, then each reason with its first example."""
     lines = [f"{report.seen:,} rows, {report.faults:,} with a fault"]
     for reason, count in _sorted(report):
-        kind = "fault" if reason in SKIP_REASONS else "note"
         first = report.examples[reason][:1]
         where = f" ({_place(first[0])})" if first else ""
-        lines.append(f"{kind} {count:,} x {reason}: {MEANINGS[reason]}{where}")
+        lines.append(f"{_kind(reason)} {count:,} x {reason}: {MEANINGS[reason]}{where}")
     return lines
 
 
@@ -112,15 +112,20 @@ def _summary(report: Report) -> str:
     if not report.counts:
         return "<p>Nothing was found.</p>"
     lines = "".join(
-        f"<tr><td>{count:,}</td><td>{_kind(reason)}</td><td>{reason.replace('_', '_<wbr>')}</td>"
-        f"<td>{escape(MEANINGS[reason])}</td></tr>"
+        f"<tr><td>{count:,}</td><td>{_marked(_kind(reason))}</td>"
+        f"<td>{reason.replace('_', '_<wbr>')}</td><td>{escape(MEANINGS[reason])}</td></tr>"
         for reason, count in _sorted(report)
     )
     return f"<table><tr><th>Rows<th>Kind<th>Reason<th>Meaning</tr>{lines}</table>"
 
 
 def _kind(reason: str) -> str:
-    return '<span class="fault">fault</span>' if reason in SKIP_REASONS else "note"
+    """Return what a reason says of its rows; what the config asks to leave out is no fault."""
+    return LEFT_OUT if reason in ASKED_FOR else FAULT if reason in SKIP_REASONS else "note"
+
+
+def _marked(kind: str) -> str:
+    return f'<span class="fault">{kind}</span>' if kind == FAULT else kind
 
 
 def _examples(report: Report) -> str:

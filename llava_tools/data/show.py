@@ -79,11 +79,15 @@ def show(
 
     As JSON: one object a line with id, input_ids, labels, images.
     """
+    none = True
     for row in islice(_kept(shown_rows(settings, tokenizer, limits)), rows):
+        none = False
         if as_json:
             sys.stdout.write(to_json(row) + "\n")
         else:
             _print(row, tokenizer)
+    if none:
+        log.warning("There is no row to train on.")
 
 
 def _kept(rows: Iterator[ShownRow | Skip]) -> Iterator[ShownRow]:
@@ -113,7 +117,8 @@ def _print(row: ShownRow, tokenizer: Any) -> None:
 
     console = Console(soft_wrap=True, highlight=False)
     trained = sum(label != IGNORE_ID for label in row.labels)
-    head = f"{row.id}  {row.origin}  {len(row.input_ids)} tokens, {trained} trained"
+    name = f"{row.id}  " if row.id != row.origin else ""  # rows without an id go by their place
+    head = f"{name}{row.origin}  {len(row.input_ids)} tokens, {trained} trained"
     coloured = console.color_system is not None
     text = Text()
     text.append(f"{head}  {' '.join(row.images)}".rstrip() + "\n", style="bold")

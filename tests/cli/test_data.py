@@ -1,10 +1,11 @@
-"""`data show` leaves out what training would, where it can know."""
+"""`data show` leaves out what training would, and `data audit` refuses what training refuses."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,3 +44,43 @@ def test_a_tokenizer_alone_is_enough(
     printed = capsys.readouterr()
     assert len(printed.out.splitlines()) == 6
     assert "Rows beyond the model's context are shown, too: No language model at" in printed.err
+
+
+def talk(*texts: str) -> dict[str, Any]:
+    turns = [{"from": ("human", "gpt")[k % 2], "value": text} for k, text in enumerate(texts)]
+    return {"conversations": turns}
+
+
+def test_a_row_without_an_id_goes_by_its_place(
+    parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "rows.json"
+    data.write_text(json.dumps([talk("Q", "A"), talk("Q", "A") | {"id": "r"}]))
+    config = str(write_config(tmp_path, parts, datasets=[{"data_path": str(data)}]))
+    assert run(["data", "show", config]) == 0
+    heads = [line for line in capsys.readouterr().out.splitlines() if " tokens, " in line]
+    assert [head.partition(", row")[0] for head in heads] == [str(data), f"r  {data}"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes", "error"),
+    [
+        ([], {}, "The training data is empty: "),
+        ([talk("Q", "A")], {"max_tokens": 2}, "No row can be trained on, all 1 are left out."),
+        ([talk("Q")], {}, "No row can be trained on, all 1 are left out."),
+    ],
+)
+def test_data_without_a_row_to_train_on_is_refused_whatever_is_allowed(
+    parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: Any, changes: Any,
+    error: str,
+) -> None:  # fmt: skip
+    data = tmp_path / "rows.json"
+    data.write_text(json.dumps(rows))
+    spec = {"data_path": str(data)} | changes
+    config = str(write_config(tmp_path, parts, datasets=[spec], max_skipped=1.0))
+    assert run(["data", "audit", config]) == 2
+    printed = capsys.readouterr()
+    assert error in printed.err
+    assert ("left out 1 x beyond_max_tokens: longer than" in printed.out) is bool(changes)
+    assert run(["data", "show", config]) == 0
+    assert "There is no row to train on." in capsys.readouterr().err

@@ -63,8 +63,8 @@ def test_many_skips_are_summed_up(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         show(make_settings([{"id": "bad"}] * 14, format="llava"), tokenizers["phi3"])
-    assert len(caplog.messages) == 11
-    assert caplog.messages[-1] == "Skipped 4 more rows."
+    assert len(caplog.messages) == 12
+    assert caplog.messages[-2:] == ["Skipped 4 more rows.", "There is no row to train on."]
 
 
 def test_without_colours_the_trained_part_is_in_brackets(
