@@ -39,6 +39,8 @@ def words_are_apart(backend: Any) -> bool:
     model, tokens = backend.model, list(backend.get_added_tokens_decoder().values())
     if type(model).__name__ != "BPE" or model.dropout or not _tokens_are_apart(tokens):
         return False
+    if model.continuing_subword_prefix or model.end_of_word_suffix:
+        return False  # their bytes are counted as places of the text
     rules = _steps(backend.normalizer, "normalizers")
     steps = _steps(backend.pre_tokenizer, "pretokenizers")
     if all(rule["type"] == "NFC" for rule in rules):
@@ -104,8 +106,7 @@ def _idle(step: dict[str, Any], rules: list[dict[str, Any]]) -> bool:
 def _vocabulary_is_apart(backend: Any) -> bool:
     """Tell of a vocabulary in SentencePiece's manner whether no piece goes on behind a word."""
     model, known = backend.model, backend.get_vocab(with_added_tokens=False)
-    plain = not (model.continuing_subword_prefix or model.end_of_word_suffix or model.ignore_merges)
     # Characters without any token would vanish, and shift the places of what is behind them.
     whole = model.unk_token is not None or (model.byte_fallback and known.keys() >= BYTES)
     apart = "▁" in known and not any("▁" in piece.lstrip("▁") for piece in known)
-    return plain and whole and apart
+    return whole and apart and not model.ignore_merges

@@ -214,6 +214,10 @@ def vanishing(state: Any) -> None:
     state["model"] |= {"unk_token": None, "byte_fallback": False}
 
 
+def suffixed(state: Any) -> None:
+    state["model"]["end_of_word_suffix"] = "x"
+
+
 def unknown_cut(state: Any) -> None:
     cut = {"type": "Split", "pattern": {"Regex": ".{7}"}, "behavior": "Isolated", "invert": False}
     state["pre_tokenizer"] = cut
@@ -222,7 +226,7 @@ def unknown_cut(state: Any) -> None:
 JOINING = [
     (kind, change)
     for kind in ("legacy", "bytes", "first")
-    for change in (crossing, dropout, alone, spaced, lower, unknown_cut, swallowed)
+    for change in (crossing, dropout, alone, spaced, lower, unknown_cut, swallowed, suffixed)
     if (kind, change) != ("bytes", crossing)  # cut before its vocabulary is asked
 ]
 JOINING += [("bytes", composed), ("legacy", vanishing), ("first", vanishing)]
