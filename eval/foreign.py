@@ -59,7 +59,7 @@ def mme_answers(path: Path, rows: Mapping[Index, Row]) -> Iterator[tuple[Index, 
                       r.cells.get("question", "")): r.index for r in rows.values()}  # fmt: skip
     for file in sorted(path.glob("*.txt")) if path.is_dir() else [path]:
         try:
-            lines = file.read_text(encoding="utf-8").rstrip("\n").split("\n")
+            lines = file.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
         except UnicodeDecodeError as error:
             raise UserError(
                 f"'{file}' is not text in UTF-8: {error.reason}.", "Save it as UTF-8."

@@ -112,8 +112,8 @@ def read_predictions(path: str | Path, rows: Iterable[Row] = ()) -> Predictions:
 def _from_json(path: Path, rows: Mapping[Index, Row]) -> Predictions:
     """Return the answers of our jsonl, or of other kits' files where `rows` are known."""
     lines = whole_lines(path)[0]
-    start = lines[0] if lines else path.read_bytes()
-    if not start.strip():
+    start = (lines[0] if lines else path.read_bytes()).strip().removesuffix(b",")
+    if not start:
         return Predictions(path, {})
     try:
         first = orjson.loads(start)

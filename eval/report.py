@@ -31,6 +31,7 @@ from llava_tools.whole_files import write_json
 
 # What scores.json holds: the metrics, tables of groups, `splits`, `counts`, `data`, `run`, ...
 Report = dict[str, Any]
+PARTS = {"benchmark", "metrics", "protocol", "scored", "data", "predictions", "run", "counts"}
 
 
 def score_file(
@@ -213,13 +214,24 @@ def _csv_rows(scores: Scores, report: Report) -> Iterator[dict[str, Cell]]:
 
 
 def load_report(folder: str | Path) -> Report:
-    """Return the report in an evaluation's work dir. Raises UserError when there is none."""
+    """Return the report in an evaluation's work dir. Raises UserError for none or a broken one."""
     for name in ("scores.json", "submission.json"):
         path = Path(folder) / name
         if path.is_file():
-            report = orjson.loads(path.read_bytes())
-            if isinstance(report, dict):
-                return report
+            return _read_report(path)
     raise UserError(
         f"'{folder}' holds no scores.json.", "Give the work dir of a finished evaluation."
     )
+
+
+def _read_report(path: Path) -> Report:
+    try:
+        report = orjson.loads(path.read_bytes())
+    except orjson.JSONDecodeError:
+        report = None
+    if not isinstance(report, dict) or not PARTS <= report.keys():
+        raise UserError(
+            f"'{path}' is no report of an evaluation.",
+            "Run the evaluation again, or eval score with --work-dir: the answers are kept.",
+        )
+    return report

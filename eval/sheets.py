@@ -22,12 +22,12 @@ Cell = str | int | float | bool | None
 
 def write_xlsx(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Cell]]) -> Path:
     """Write a sheet of one table. Texts stay texts, also those that look like formulas."""
-    book = Workbook(write_only=True)
-    sheet = book.create_sheet("Sheet1")
-    sheet.append(list(columns))
-    for row in rows:
-        sheet.append([_cell(sheet, row.get(name)) for name in columns])
-    with beside(path) as partial:
+    with beside(path) as partial:  # first: a book that is not saved complains of it at its end
+        book = Workbook(write_only=True)
+        sheet = book.create_sheet("Sheet1")
+        sheet.append(list(columns))
+        for row in rows:
+            sheet.append([_cell(sheet, row.get(name)) for name in columns])
         book.save(partial)
     return path
 

@@ -99,10 +99,11 @@ def footnotes(report: Report) -> list[str]:
         )
     run = report["run"]
     if run:
-        tokens, blank = run["max_new_tokens"], ", blank images" if run["blank_images"] else ""
+        keys = ("prompt_template", "dtype", "max_new_tokens")
+        template, dtype, tokens = (run.get(key, "unknown") for key in keys)
         lines.append(
-            f"Model {run['model']}: template {run['prompt_template']}, {run['dtype']}, "
-            f"greedy, at most {tokens} tokens{blank}."
+            f"Model {_model_name(report)}: template {template}, {dtype}, greedy, "
+            f"at most {tokens} tokens."
         )
     return lines
 
@@ -114,8 +115,9 @@ def _console() -> Console:
 
 
 def _model_name(report: Report) -> str:
-    run = report["run"] or {"model": report["predictions"], "blank_images": False}
-    return f"{run['model']}{', blank images' if run['blank_images'] else ''}"
+    run = report["run"] or {}
+    blank = ", blank images" if run.get("blank_images") else ""
+    return f"{run.get('model', report['predictions'])}{blank}"
 
 
 def _data_name(report: Report) -> str:

@@ -193,6 +193,7 @@ def load_results(folder: str | Path) -> Report:
         results = orjson.loads(path.read_bytes())
     except (OSError, orjson.JSONDecodeError) as error:
         raise UserError(f"'{path}' holds no results of a suite.", "Give its --work-dir.") from error
-    if not isinstance(results, dict) or results.get("suite") not in SUITES:
+    whole = isinstance(results, dict) and {"model", "cells", "failed"} <= results.keys()
+    if not whole or results.get("suite") not in SUITES:
         raise UserError(f"'{path}' holds no results of a suite.", "Give its --work-dir.")
     return results

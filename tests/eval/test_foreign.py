@@ -65,7 +65,8 @@ def test_mmes_results_a_file_a_task(tmp_path: Path) -> None:
     for row, said in list(zip(rows_of(data), CASES["mme"].said, strict=True))[::-1]:
         fields = [Path(row["image_path"]).name, row["question"].removesuffix(" " + MME_END),
                   row["answer"], said]  # fmt: skip
-        with (folder / f"{row['category']}.txt").open("a") as file:
+        path = folder / f"{row['category']}.txt"
+        with path.open("a", encoding="utf-8" if path.exists() else "utf-8-sig") as file:
             file.write("\t".join(fields) + "\u2028\n")  # a separator that ends no line
     report = score_file("mme", folder, data)
     wanted = CASES["mme"].scores["llava"]
@@ -79,8 +80,9 @@ def test_mmes_results_a_file_a_task(tmp_path: Path) -> None:
         score_file("mme", folder, data)
 
 
-def test_lines_with_commas_behind_as_seeds_authors_publish_them(tmp_path: Path) -> None:
-    data, path = write_case(tmp_path, "seed"), tmp_path / "GPT-4V.json"
+@pytest.mark.parametrize("name", ["GPT-4V.json", "GPT-4V.jsonl"])
+def test_lines_with_commas_behind_as_seeds_authors_publish_them(tmp_path: Path, name: str) -> None:
+    data, path = write_case(tmp_path, "seed"), tmp_path / name
     records = [
         {"question_id": row["index"], "prediction": said, "gt_answer": row["answer"]}
         for row, said in zip(rows_of(data), CASES["seed"].said, strict=True)

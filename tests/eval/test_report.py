@@ -260,6 +260,25 @@ def test_a_piped_table_is_as_wide_as_its_names(scored: tuple[Report, Path], caps
     assert f"{run['model']}, blank images" in capsys.readouterr().out
 
 
+def test_a_run_of_which_little_is_known_is_shown(scored: tuple[Report, Path], capsys: Any) -> None:
+    show({**scored[0], "run": {"benchmark": "mmbench", "blank_images": True}})
+    text = capsys.readouterr().out
+    assert f"Model {scored[0]['predictions']}, blank images: template unknown" in text
+
+
+def test_a_sheet_that_cannot_be_written_is_not_begun(
+    scored: tuple[Report, Path], tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A book that was begun and never saved prints a traceback when it is collected."""
+    monkeypatch.setattr("llava_tools.eval.sheets.Workbook", None)
+    with pytest.raises(UserError, match="Cannot write '.*predictions.xlsx'"):
+        score_file("mmbench", tmp_path / "p.xlsx", data, work_dir=data)
+
+
 def test_a_folder_without_a_report_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no scores.json"):
         load_report(tmp_path)
+    for text in ('{"scored": tr', "[]", "{}"):
+        (tmp_path / "scores.json").write_text(text)
+        with pytest.raises(UserError, match="scores.json' is no report of an evaluation"):
+            load_report(tmp_path)

@@ -112,8 +112,9 @@ def test_bad_input_is_named(root: Path, tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "empty").mkdir()
     assert suite(tmp_path / "empty", tmp_path, tmp_path / "w") == 2
     assert run(["eval", "table", str(tmp_path)]) == 2
-    (tmp_path / "results.json").write_text('{"suite": "other"}')
-    assert run(["eval", "table", str(tmp_path)]) == 2
+    for name in ("other", "llava-table"):
+        (tmp_path / "results.json").write_text(json.dumps({"suite": name}))
+        assert run(["eval", "table", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     for said in ("There is no folder", "holds no benchmark file", "no results of a suite"):
         assert said in error
