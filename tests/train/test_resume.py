@@ -15,6 +15,7 @@ import torch
 from llava_tools.config import load_settings
 from llava_tools.errors import UserError
 from tests.train.runs import load, losses, run, same, write_config
+from tests.waiting import wait_until
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -121,6 +122,16 @@ def test_resume_from_what_is_no_checkpoint(parts: Path, tmp_path: Path) -> None:
         run(tmp_path, parts, resume=str(parts / "phi3"))
 
 
+def stopped(command: list[str], log: Path, number: signal.Signals) -> tuple[int, bytes]:
+    """Start a command and stop it when it has logged some steps; return how it ended."""
+    size = 400 + (log.stat().st_size if log.exists() else 0)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ | {"NO_COLOR": "1"})
+    wait_until(lambda: process.poll() is not None or (log.exists() and log.stat().st_size > size))
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    return process.returncode, errors
+
+
 @pytest.mark.slow
 def test_a_killed_run_and_an_interrupted_one_resume_exactly(parts: Path, tmp_path: Path) -> None:
     changes = dict(max_epochs=40, save_steps=3, save_total_limit=2)
@@ -128,17 +139,8 @@ def test_a_killed_run_and_an_interrupted_one_resume_exactly(parts: Path, tmp_pat
     config = write_config(tmp_path / "b", parts, **changes)
     work = tmp_path / "b" / "work"
     command = [sys.executable, "-m", "llava_tools", "train", str(config), "--work-dir", str(work)]
-    for kill, expected in ((signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)):
-        before = (work / "log.jsonl").stat().st_size if work.exists() else 0
-        process = subprocess.Popen(
-            [*command, "--resume"], stderr=subprocess.PIPE, env=os.environ | {"NO_COLOR": "1"}
-        )
-        while not (work / "log.jsonl").exists() or (
-            (work / "log.jsonl").stat().st_size <= before + 400 and process.poll() is None
-        ):
-            assert process.poll() in (None, expected), process.stderr.read().decode()
-        process.send_signal(kill)
-        assert process.wait(60) == expected, process.stderr.read().decode()
-    subprocess.run([*command, "--resume"], check=True, capture_output=True)
-    assert losses(work) == losses(straight)
+    for number, code in ((signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        found, errors = stopped([*command, "--resume"], work / "log.jsonl", number)
+        assert found == code, errors.decode()
+    assert losses(run(tmp_path / "b", parts, resume="auto", **changes)) == losses(straight)
     assert same(load(work / "iter_120.pth"), load(straight / "iter_120.pth"))

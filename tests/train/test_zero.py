@@ -1,4 +1,4 @@
-"""Real DeepSpeed ZeRO-2 on gloo: the same losses and weights as the plain engine, and resuming."""
+"""Real DeepSpeed ZeRO-2 on gloo: the same losses and weights as the plain engine, and stopping."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def train(config: Path, work: Path, processes: int, *flags: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_ranks_train_like_one_process_and_resume_exactly(parts: Path, tmp_path: Path) -> None:
+def test_two_ranks_train_like_one_process(parts: Path, tmp_path: Path) -> None:
     """Skewed on purpose: of 6 rows 2 are text alone, so that ranks differ in what they hold."""
     plain = tmp_path / "plain"
     config = write_config(tmp_path, parts, batch_size=2, **CHANGES)
@@ -60,12 +60,6 @@ def test_two_ranks_train_like_one_process_and_resume_exactly(parts: Path, tmp_pa
     assert set(ours) == set(theirs)
     for key in theirs:
         assert torch.allclose(ours[key].read().float(), theirs[key].read(), atol=1e-5), key
-    before = losses(two)
-    (two / "last_checkpoint").write_text("iter_2.pth\n")
-    train(config, two, 2, "--deepspeed", "deepspeed_zero2", "--resume")
-    assert losses(two) == before
-    again = read_checkpoint(two / name)
-    assert all(torch.equal(again[key].read(), ours[key].read()) for key in ours)
 
 
 @pytest.mark.slow

@@ -46,6 +46,7 @@ RUNS = [
 DIVERGED = dict(lr=1e30, max_norm=1e30, dtype="bf16", save_steps=0)
 # Where runs go on after their first step, on how many ranks and with which engine.
 RESUMED = [
+    ("full-4-zero2", 4, "zero2"),
     ("full-4-zero2", 2, "zero2"),
     ("full-4-zero2", 1, None),
     ("full-2-zero3", 4, "zero3"),
@@ -138,6 +139,11 @@ def test_checkpoints_hold_what_a_plain_one_does(runs: Path, run: str) -> None:
 def test_a_run_goes_on_elsewhere(runs: Path, run: str, ranks: int, engine: str | None) -> None:
     rest, whole = losses(runs / f"{run}-to-{ranks}-{engine}"), losses(runs / run)
     assert len(rest) == 2 and rest == pytest.approx(whole[1:], rel=1e-5)
+    if run.endswith(f"-{ranks}-{engine}"):  # nothing was cut anew
+        assert rest == whole[1:]
+        found = read_checkpoint(last(runs / f"{run}-to-{ranks}-{engine}"))
+        wanted = read_checkpoint(last(runs / run))
+        assert all(torch.equal(found[name].read(), wanted[name].read()) for name in wanted)
 
 
 def test_samples_are_told_once_where_all_ranks_answer(runs: Path) -> None:
