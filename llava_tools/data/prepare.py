@@ -6,15 +6,14 @@ This runs in processes of its own for large files, so it imports neither torch n
 from __future__ import annotations
 
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from multiprocessing import get_context
 from typing import Generic, TypeVar
 
 from llava_tools.constants import IMAGE_TOKEN_ID
+from llava_tools.data.blocks import blocks_of, worked
 from llava_tools.data.checks import check_rendered
 from llava_tools.data.codec import Codec
 from llava_tools.data.dialogue import first_round
@@ -30,7 +29,6 @@ from llava_tools.data.sample import SKIP_REASONS, Sample, Skip
 from llava_tools.data.templates import Template
 from llava_tools.errors import UserError
 
-BLOCK_ROWS = 512
 PARALLEL_BYTES = 32 * 2**20  # below, starting processes costs more than it saves
 MAX_PROCESSES = 16
 
@@ -229,25 +227,12 @@ def prepare_block(plan: Plan, raw: Sequence[RawRow]) -> Block:
 def prepare_blocks(plan: Plan, rows: Iterable[RawRow], processes: int) -> Iterator[Block]:
     """Prepare the rows of a file block by block, in their order, in parallel if asked to."""
     _locate_once.cache_clear()  # files may have changed since an earlier run in this process
-    blocks = _blocks_of(rows)
-    if processes < 2:
-        yield from (prepare_block(plan, block) for block in blocks)
-        return
-    # Spawned, not forked: a forked process may inherit locks held by threads of torch or CUDA.
-    context = get_context("spawn")
-    with ProcessPoolExecutor(processes, context, _start_worker, (plan,)) as pool:
-        pending: deque[Future[Block]] = deque()
-        for block in blocks:
-            pending.append(pool.submit(_work, block))
-            if len(pending) > 3 * processes:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+    return worked(prepare_block, plan, rows, processes)
 
 
 def first_blocks(plan: Plan, rows: Iterable[RawRow], count: int) -> Iterator[Block]:
     """Prepare rows until `count` of them are kept, and read no further."""
-    for raw in _blocks_of(rows):
+    for raw in blocks_of(rows):
         block = prepare_block(plan, raw)
         if len(block.rows) >= count:
             last = block.rows.number(count - 1)
@@ -275,25 +260,3 @@ def count_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):  # Linux: what this process may use, also in a container
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _blocks_of(rows: Iterable[RawRow]) -> Iterator[list[RawRow]]:
-    block: list[RawRow] = []
-    for row in rows:
-        block.append(row)
-        if len(block) == BLOCK_ROWS:
-            yield block
-            block = []
-    if block:
-        yield block
-
-
-_worker_plan: list[Plan] = []
-
-
-def _start_worker(plan: Plan) -> None:
-    _worker_plan.append(plan)
-
-
-def _work(block: list[RawRow]) -> Block:
-    return prepare_block(_worker_plan[0], block)

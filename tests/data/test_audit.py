@@ -143,7 +143,7 @@ def test_several_processes_find_the_same(
     made = make_settings(rows, image_folder=str(pictures), num_workers=2)
     alone = audit(made, fitting["phi3_chat"])
     monkeypatch.setattr(audit_module, "PARALLEL_BYTES", 0)
-    monkeypatch.setattr(audit_module, "BLOCK_ROWS", 5)
+    monkeypatch.setattr("llava_tools.data.blocks.BLOCK_ROWS", 5)
     monkeypatch.setattr(audit_module, "count_cpus", lambda: 2)
     assert audit(made, fitting["phi3_chat"]) == alone
 

@@ -133,7 +133,7 @@ def test_several_processes_give_the_same_rows(
     rows[17] = {"id": "bad"}
     settings = make_settings(rows)
     plan = make_plan(settings, settings.datasets[0], tokenizers["phi3"], sees_images=True)
-    monkeypatch.setattr(prepare, "BLOCK_ROWS", 16)
+    monkeypatch.setattr("llava_tools.data.blocks.BLOCK_ROWS", 16)
     serial, parallel = (list(prepare_blocks(plan, read_rows(plan.path), n)) for n in (1, 2))
     assert len(serial) == len(parallel) == 8
     for left, right in zip(serial, parallel, strict=True):
