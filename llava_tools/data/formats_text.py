@@ -75,11 +75,23 @@ def _image(value: Any, number: int) -> str:
 
 
 def alpaca(row: Row) -> Dialogue:
-    """Read `instruction`, `input` and `output` as FastChat's converter does."""
+    """Read `instruction`, `input` and `output` as FastChat's converter does, after `history`."""
     instruction, given = _text(row, "instruction"), _text(row, "input", needed=False)
     if len(given.strip()) > 1:
         instruction = f"{instruction}\nInput:\n{given}"
-    return _exchange(instruction, _text(row, "output"))
+    question, answer = _exchange(instruction, _text(row, "output")).turns
+    return Dialogue([*_history(row.get("history")), question, answer])
+
+
+def _history(value: Any) -> list[Turn]:
+    """Return LLaMA-Factory's earlier pairs of question and answer."""
+    pairs = [] if value is None else value if isinstance(value, list) else [value]
+    turns = []
+    for pair in pairs:
+        if not isinstance(pair, list) or [type(text) for text in pair] != [str, str]:
+            raise Unusable("missing_text", f"`history` has {pair!r:.60}")
+        turns += [Turn("user", pair[0]), Turn("assistant", pair[1])]
+    return turns
 
 
 def dolphin(row: Row) -> Dialogue:

@@ -26,6 +26,14 @@ _BETWEEN = re.compile(rb"\s*,\s*")
 _AFTER_LAST = re.compile(rb"\s*\]\s*")
 
 
+_MEND = "Mend the file; rows that are merely wrong in content are skipped and listed instead."
+# What a file of an ending is, that begins with a sign.
+_MISNAMED = {
+    (".json", "{"): "It looks like a row a line: name it .jsonl, or write one list, in brackets.",
+    (".jsonl", "["): "It looks like one list: name it .json, or write a row a line.",
+}
+
+
 class RawRow(NamedTuple):
     """The bytes of one row; `number` counts rows of a list, or lines, from 1."""
 
@@ -110,15 +118,18 @@ def _placed(path: str | Path, number: int) -> tuple[str | Path, int, str]:
 
 
 def _malformed(path: str | Path, number: int, problem: str, where: str) -> UserError:
-    with place_of(path, number)[0].open("rb") as file:
-        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            return UserError(
-                f"'{path}' is in UTF-16; JSON must be in UTF-8.",
-                "Convert it: iconv -f UTF-16 -t UTF-8 OLD > NEW",
-            )
+    file = place_of(path, number)[0]
+    with file.open("rb") as opened:
+        head = opened.read(64)
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return UserError(
+            f"'{path}' is in UTF-16; JSON must be in UTF-8.",
+            "Convert it: iconv -f UTF-16 -t UTF-8 OLD > NEW",
+        )
+    begins = head.removeprefix(BOM).lstrip()[:1].decode(errors="replace")
     return MalformedRow(
         f"{origin(path, number)}: malformed JSON: {problem} at {where}.",
-        "Mend the file; rows that are merely wrong in content are skipped and listed instead.",
+        _MISNAMED.get((suffix_of(file), begins), _MEND),
     )
 
 

@@ -82,4 +82,5 @@ def _pyarrow(path: Path) -> Any:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"'{path}' cannot be read: {error}.", "Download or write the file again.")
+    reason = str(error).rstrip(".")
+    return UserError(f"'{path}' cannot be read: {reason}.", "Download or write the file again.")

@@ -97,6 +97,17 @@ def test_alpacas_input_stands_below_its_instruction() -> None:
         assert isinstance(sample, Sample) and sample.turns[0].text == question
 
 
+def test_alpacas_history_comes_first() -> None:
+    row = {"instruction": "And 1?", "output": "9", "history": [["7?", "7"], ["8?", "8"]]}
+    sample = get_format("alpaca")({**row, "system": "Add."}, "x")
+    assert isinstance(sample, Sample)
+    assert [t.text for t in sample.turns] == ["Add.", "7?", "7", "8?", "8", "And 1?", "9"]
+    for broken in ("q", [["q"]], [["q", 1]], {"q": "a"}):
+        found = get_format("alpaca")({**row, "history": broken}, "x")
+        assert isinstance(found, Skip) and found.reason == "missing_text"
+        assert found.detail.startswith("`history` has ")
+
+
 def test_dolphins_instruction_is_the_system_text() -> None:
     row = {"instruction": "Be brief.", "input": "Hi", "output": "Yo"}
     sample = get_format("dolphin")(row, "x")

@@ -107,6 +107,17 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
         parsed(path)
 
 
+def test_an_ending_that_does_not_fit_is_told(tmp_path: Path) -> None:
+    for name, text, hint in (
+        ("x.json", '{"a": 1}\n{"a": 2}', "It looks like a row a line: name it .jsonl"),
+        ("x.jsonl", '\ufeff [\n{"a": 1}\n]', "It looks like one list: name it .json,"),
+        ("y.jsonl", '{"a": 1\n', "Mend the file;"),
+    ):
+        with pytest.raises(UserError, match="malformed JSON") as caught:
+            parsed(write(tmp_path / name, text))
+        assert caught.value.hint.startswith(hint)
+
+
 def test_what_is_no_data_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"x.json' cannot be read: No such file"):
         parsed(tmp_path / "x.json")

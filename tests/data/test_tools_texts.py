@@ -155,6 +155,10 @@ def test_the_first_round_with_its_system_text_and_images(tmp_path: Path) -> None
     assert first["conversations"] == long["conversations"][:2]
     assert second["conversations"] == [system, *with_system["conversations"][1:3]]
     assert third == single and "id" not in fourth
+    text = {"text": "### Human: One?### Assistant: Two.### Human: Three?### Assistant: Four."}
+    data = write(tmp_path / "guanaco.jsonl", text)
+    found = json.loads(run("filter", data, tmp_path / "g.jsonl", "--first-round", "--json"))
+    assert found["notes"] == {"no_list_of_messages": 1} and lines(tmp_path / "g.jsonl") == [text]
 
 
 ALL: dict[str, tuple[Any, ...]] = {
@@ -221,6 +225,14 @@ def test_what_a_conversion_mends_is_told(tmp_path: Path) -> None:
     found = json.loads(run("convert", data, tmp_path / "o.jsonl", "--to", "llava", "--json"))
     assert found["notes"] == {"empty_pair": 1, "question_unanswered": 1}
     assert lines(tmp_path / "o.jsonl")[0]["conversations"] == row["conversations"][2:4]
+
+
+def test_a_conversion_names_the_fields_that_it_leaves_out(tmp_path: Path) -> None:
+    row = {"instruction": "Hi", "response": "Yo", "system": "S", "category": "x", "score": 1}
+    data, report = write(tmp_path / "in.jsonl", row), tmp_path / "report"
+    run("convert", data, tmp_path / "o.jsonl", "--to", "messages", "--report", report)
+    (told,) = lines(report)
+    assert (told["note"], told["detail"]) == ("other_fields_left_out", "category, score")
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:

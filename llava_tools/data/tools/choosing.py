@@ -43,7 +43,9 @@ def filtered(rows: Iterable[Read], tally: Tally, rules: Rules) -> Iterator[Row]:
             tally.drop(read.origin, reason, read.sample.id)
             continue
         row, rounds = first_round(read) if rules.first_round else (read.row, 1)
-        if rounds > 1:
+        if rounds > 1 and row is read.row:
+            tally.note(read.origin, "no_list_of_messages", "kept as it is")
+        elif rounds > 1:
             tally.note(read.origin, "later_rounds_left_out", f"{rounds - 1} of {rounds}")
         yield row
 

@@ -10,6 +10,11 @@ from llava_tools.data.sample import Sample
 from llava_tools.data.tools.files import Read, Row, Tally
 from llava_tools.errors import UserError, did_you_mean
 
+# What formats read of a row: these keys are in what is written, under other names.
+READ = frozenset(
+    ("id", "image", "conversations", "messages", "system", "instruction", "input", "output", "text")
+    + ("history", "response", "completion", "prompt", "question", "system_prompt")
+)
 SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt"}
 
 
@@ -28,8 +33,7 @@ def convert(rows: Iterable[Read], tally: Tally, target: str) -> Iterator[Row]:
             continue
         row = write(read.sample)
         row = _with_input(row, read) if target == "alpaca" else row
-        known = {"id", "image", "conversations", "messages", "system", "instruction", "input"}
-        lost = sorted(set(read.row) - set(row) - known - {"output", "text"})
+        lost = sorted(set(read.row) - set(row) - READ)
         if lost:
             tally.note(read.origin, "other_fields_left_out", ", ".join(lost))
         for mended in sorted(set(read.sample.mended)):  # the row is written as training has it

@@ -40,10 +40,15 @@ def split(rows: Iterable[Read], tally: Tally, count: Count, budget: int) -> Iter
 
 
 def first_round(read: Read) -> tuple[Row, int]:
-    """Return a row with its first question and answer alone, and how many rounds it had."""
+    """Return a row with its first question and answer alone, and how many rounds it had.
+
+    A row whose messages are no list is returned as it is.
+    """
     key = list_key(read.row)
-    system, pairs = _pairs(read.row[key]) if key else ([], [])
-    if key is None or len(pairs) < 2:
+    if key is None:
+        return read.row, sum(turn.role == "assistant" for turn in read.sample.turns)
+    system, pairs = _pairs(read.row[key])
+    if len(pairs) < 2:
         return read.row, len(pairs)
     cut = next(_rows(read, key, system, pairs, [(0, 1)]))
     del cut["id"]
