@@ -63,7 +63,7 @@ def settings_from_args(arguments: Sequence[str]) -> Converted:
     values["decay_bias_and_norm"] = not values.get("weight_decay")  # the Trainer spares vectors
     _schedule(flags, values, notes)
     _data(script, flags, values, notes)
-    _vision(flags, values, notes)
+    _vision(script, flags, values, notes)
     _adapter(script, flags, values, notes)
     values["max_position_embeddings"] = values["max_length"]
     return Converted(settings_from(values, Origin("command line")), notes)
@@ -213,10 +213,17 @@ def _evaluation(flags: Mapping[str, list[str]], values: dict[str, Any], notes: l
         notes.append(f"--{asked} {text}: eval_steps = 0 evaluates in the end; set it to a number.")
 
 
-def _vision(flags: Mapping[str, list[str]], values: dict[str, Any], notes: list[str]) -> None:
-    """LLaVA's own flags."""
+def _vision(
+    script: str, flags: Mapping[str, list[str]], values: dict[str, Any], notes: list[str]
+) -> None:
+    """The template, and LLaVA's own flags."""
     if "version" in flags:
         values["prompt_template"] = _one(flags, "version", TEMPLATES)
+    elif "train_with_template" in script:
+        notes.append(
+            f"{script}: takes its template from the model's name; "
+            f"here prompt_template says it ('{values['prompt_template']}', docs/templates.md)."
+        )
     if "vision_tower" not in flags:
         return
     values["visual_encoder_name_or_path"] = _value("vision_tower", flags["vision_tower"], str)

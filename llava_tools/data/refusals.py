@@ -56,7 +56,7 @@ def check_skipped(skips: Sequence[Skip], rows: int, max_skipped: float, of: str 
     found, examples = _counted(skips), _examples(skips)
     if len(skips) >= rows:
         message = f"No row{of} can be trained on, all {rows:,} are skipped: {found}."
-        raise TooManySkipped(message, examples, skips)
+        raise TooManySkipped(message, f"Mend the data or the config. {examples}", skips)
     found, examples = _counted(faults), _examples(faults)
     raise TooManySkipped(
         f"{len(faults):,} of {rows:,} rows are skipped, more than max_skipped = {max_skipped:g} "

@@ -131,8 +131,9 @@ def test_the_lora_recipe_and_other_trainers() -> None:
     assert settings_from_args(module).settings.llm_lora
     started = ["python", "-m", "torch.distributed.run", "--nproc_per_node", "4"]
     assert settings_from_args([*started, *module[2:]]).settings.llm_lora
-    held = settings_from_args(["train_with_template.py", *SHORT]).settings
+    held, notes = settings_from_args(["train_with_template.py", *SHORT])
     assert held.eval_share == 0.02 and held.llm_lora is None
+    assert "takes its template from the model's name; here prompt_template says" in notes[-1]
     options = "--train_ratio 0.9 --last_response_loss True --torch_compile True".split()
     settings = settings_from_args([*SHORT, *options]).settings
     assert (settings.eval_share, settings.train_on, settings.compile) == (0.1, "last", True)
