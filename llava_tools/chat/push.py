@@ -14,6 +14,7 @@ from typing import Any
 from llava_tools.errors import UserError, first_line
 from llava_tools.model.adapted import base_of, is_adapter, read_llm_adapter
 from llava_tools.model.adapters import CONFIG, FOLDERS, read_adapters
+from llava_tools.model.assembly import NOTES, read_notes
 from llava_tools.model.lazy import LazyTensor
 from llava_tools.model.source import open_source
 
@@ -48,6 +49,12 @@ def plan_upload(folder: str | Path, adapter_only: bool = False) -> Upload:
     `adapter_only` takes the LLM's adapter alone out of a folder that holds more.
     """
     path = Path(folder).expanduser()
+    if path.is_file():
+        raise UserError(
+            f"'{path}' is a file; what is sent is a folder.",
+            f"Of a checkpoint: llava-tools convert {path} DST --to hf, or --to xtuner "
+            "--adapter-only.",
+        )
     if not path.is_dir():
         raise UserError(f"There is no folder '{path}'.", "Give the folder of a model or adapter.")
     inner = path / FOLDERS["llm"]
@@ -81,15 +88,19 @@ def _check_adapter(path: Path) -> None:
         base_of(adapter)
         held = {"llm": adapter}
     for adapter in held.values():
-        _check_base_name(adapter.base, adapter.folder / CONFIG)
+        _check_base_name(adapter.base, adapter.folder / CONFIG, "base_model_name_or_path")
+    for folder in {path, *(adapter.folder for adapter in held.values())}:
+        bases = read_notes(folder).get("base")
+        for part in FOLDERS if isinstance(bases, Mapping) else ():
+            _check_base_name(bases.get(part), folder / NOTES, f"base.{part}")
 
 
-def _check_base_name(base: str | None, file: Path) -> None:
+def _check_base_name(base: Any, file: Path, key: str) -> None:
     """A path of this machine says nothing to others, and may say more than one wants."""
-    if base is not None and (Path(base).is_absolute() or Path(base).exists()):
+    if base and (Path(str(base)).is_absolute() or Path(str(base)).exists()):
         raise UserError(
             f"'{file}' names its base by a path of this machine: '{base}'.",
-            "Set base_model_name_or_path to the base's name on the hub.",
+            f"Set {key} there to the base's name on the hub.",
         )
 
 
@@ -235,5 +246,12 @@ def _unreachable(error: Exception, repo: str) -> UserError:
             f"The hub cannot be reached: {first_line(error)}",
             f"Nothing was sent to '{repo}', nothing changed here. Go online (and unset "
             "HF_HUB_OFFLINE), then run this again.",
+        )
+    if isinstance(error, (KeyError, ValueError)):  # the client trusts what it is answered
+        return UserError(
+            f"'{repo}' was answered otherwise than the hub answers: {type(error).__name__}: "
+            f"{first_line(error)}",
+            "Is HF_ENDPOINT right, or is a proxy in between? Look whether a commit is there, which "
+            "holds all files or none, and run this again; nothing changed here.",
         )
     raise error

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Mapping
+from dataclasses import asdict
 from importlib import import_module
 from typing import Any
 
 import torch
 from torch import nn
 
+from llava_tools.config.settings import QuantizationSpec
 from llava_tools.model.adapters import Adapter
 from llava_tools.model.quantization import quantized_loading
+
+log = logging.getLogger(__name__)
 
 
 class Packer:
@@ -59,6 +65,23 @@ class Packer:
         packed.bias = layer.bias
         moved: nn.Module = packed.to(self.device)
         return moved.requires_grad_(False)
+
+
+def warn_of_other_bits(adapter: Adapter, options: Mapping[str, Any]) -> None:
+    """Say so where an LLM is packed otherwise than the one that its adapter was trained beside."""
+    trained = adapter.notes.get("quantization")
+    if isinstance(trained, Mapping) and _kind(trained) != _kind(options):
+        log.warning(
+            "'%s' was trained beside weights in %s; they are packed in %s now.",
+            *(adapter.folder, _kind(trained), _kind(options)),
+        )
+
+
+def _kind(options: Mapping[str, Any]) -> str:
+    spec = asdict(QuantizationSpec()) | dict(options)
+    if spec["bits"] != 4:
+        return f"{spec['bits']} bits"
+    return f"4 bits ({spec['quant_type']}, {'' if spec['double_quant'] else 'no '}double quant)"
 
 
 @torch.no_grad()

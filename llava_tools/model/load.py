@@ -21,7 +21,7 @@ from llava_tools.data.templates import check_template, get_template, guess_templ
 from llava_tools.errors import UserError, first_line
 from llava_tools.model.adapters import Adapter
 from llava_tools.model.assistant import Assistant as Assistant  # also from here
-from llava_tools.model.bits import attach
+from llava_tools.model.bits import attach, warn_of_other_bits
 from llava_tools.model.filled import load_model as load_model  # also from here
 from llava_tools.model.quantization import keep_trainable, quantized_loading
 from llava_tools.model.rope import stretch_positions
@@ -215,6 +215,7 @@ def build_assistant(
     kind = choose_dtype(dtype, where, source)
     model = load_model(source, kind, quantization, where)
     if adapter is not None:
+        warn_of_other_bits(adapter, quantization or {})
         attach(model.llm, adapter)
     model = model.to(where).eval()
     tokenizer = load_tokenizer(source.tokenizer_dir)

@@ -124,7 +124,8 @@ def _of_checkpoint(path: Path, config: str | None) -> tuple[str, Adapter] | None
     settings = settings_of(path, config)
     found = factors_of(read_checkpoint(path), f"'{path}'")
     factors = {target: pair for target, pair in found.items() if target.startswith("llm.")}
-    adapter = Adapter(path, dict(settings.llm_lora or {}), factors)
+    notes = {"quantization": settings.llm_quantization}
+    adapter = Adapter(path, dict(settings.llm_lora or {}), factors, notes=notes)
     return (settings.llm_name_or_path, adapter) if factors else None
 
 

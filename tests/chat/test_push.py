@@ -132,6 +132,9 @@ def test_a_dry_run_sends_nothing(parts: Path, hub: Hub, capsys: pytest.CaptureFi
 def test_incomplete_folders_are_refused(parts: Path, adapter: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="There is no folder"):
         plan_upload(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="is a file; what is sent is a folder") as told:
+        plan_upload(parts / "phi3/config.json")
+    assert "llava-tools convert" in told.value.hint
     with pytest.raises(UserError, match="holds no adapter apart"):
         plan_upload(parts / "phi3", adapter_only=True)
     folder = tmp_path / "model"
@@ -149,8 +152,17 @@ def test_incomplete_folders_are_refused(parts: Path, adapter: Path, tmp_path: Pa
         plan_upload(folder)
     config = adapter / "llm_adapter/adapter_config.json"
     edit_json(config, base_model_name_or_path=str(parts / "vicuna"))
-    with pytest.raises(UserError, match="names its base by a path of this machine"):
+    with pytest.raises(UserError, match="names its base by a path of this machine") as caught:
         plan_upload(adapter)
+    assert "Set base_model_name_or_path there" in caught.value.hint
+    edit_json(config, base_model_name_or_path="lmsys/vicuna")
+    for notes in (adapter / "llava_tools.json", adapter / "llm_adapter/llava_tools.json"):
+        notes.write_text(json.dumps({"base": {"llm": str(parts / "vicuna")}}))
+        with pytest.raises(UserError, match="llava_tools.json' names its base by a path") as caught:
+            plan_upload(adapter)
+        assert "Set base.llm there" in caught.value.hint
+        edit_json(notes, base={"llm": "lmsys/vicuna"})
+    assert "llava_tools.json" in plan_upload(adapter).files
     (adapter / "llm_adapter/adapter_model.safetensors").unlink()
     with pytest.raises(UserError, match="holds no adapter_model.safetensors"):
         plan_upload(adapter)
@@ -181,6 +193,11 @@ def test_a_public_repository_does_not_become_private(parts: Path, hub: Hub) -> N
         ({"commit": 400}, "refused the upload to 'me/model'"),
         ({"commit": 409}, "refused the upload to 'me/model'.*409"),
         ({"commit": 500}, r"failed over the upload to 'me/model' \(500\)"),
+        (
+            {"create": 409},
+            "'me/model' was answered otherwise than the hub answers: KeyError: 'url'",
+        ),
+        ({"preupload": 203}, "'me/model' was answered otherwise than the hub.*: ValueError: preup"),
     ],
 )
 def test_refusals_of_the_hub(parts: Path, hub: Hub, refuse: dict[str, int], message: str) -> None:
