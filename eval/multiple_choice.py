@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import string
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from llava_tools.constants import IMAGE_TOKEN
 from llava_tools.errors import UserError
 from llava_tools.eval.benchmark import Part, Question, Scores, Verdict
 from llava_tools.eval.choices import Choose
 from llava_tools.eval.pictures import Index
+from llava_tools.eval.scores import by_group
 from llava_tools.eval.tsv import Row
 
 ASK_LETTER = "Answer with the option's letter from the given choices directly."
@@ -49,6 +49,12 @@ def with_pictures(row: Row, text: str) -> str:
     """
     number = 0 if row.text_only else max(1, len(row.pictures))
     return f"{IMAGE_TOKEN}\n" * number + text.replace(IMAGE_TOKEN, "")
+
+
+def shared_question(row: Row, protocol: str) -> Question:
+    """Return the question of a row, in the layout that all kits share."""
+    options = options_of(row)
+    return letter_question(row, with_pictures(row, llava_layout(row, options)), options)
 
 
 def letter_question(row: Row, prompt: str, options: Options) -> Question:
@@ -144,19 +150,8 @@ def grouped(
     rows: Rows, metrics: Callable[[Rows], Mapping[str, float]]
 ) -> dict[str, dict[str, Mapping[str, float]]]:
     """Return tables of the metrics by l2-category and by category, where rows have them."""
-    tables = {
-        "l2_category": _table(((q.l2_category, (q, v)) for q, v in rows), metrics),
-        "category": _table(((q.category, (q, v)) for q, v in rows), metrics),
+    names: dict[str, Callable[[tuple[Question, Verdict]], str | None]] = {
+        "l2_category": lambda row: row[0].l2_category,
+        "category": lambda row: row[0].category,
     }
-    return {name: table for name, table in tables.items() if table}
-
-
-def _table(
-    named: Iterable[tuple[str | None, tuple[Question, Verdict]]],
-    metrics: Callable[[Rows], Mapping[str, float]],
-) -> dict[str, Mapping[str, float]]:
-    members: dict[str, list[tuple[Question, Verdict]]] = defaultdict(list)
-    for name, row in named:
-        if name is not None:
-            members[name].append(row)
-    return {name: metrics(members[name]) for name in sorted(members)}
+    return by_group(rows, names, metrics)

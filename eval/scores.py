@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from llava_tools.errors import UserError
 from llava_tools.eval.benchmark import Part, Question, Scores, Verdict
 from llava_tools.eval.choices import CHOOSERS
 from llava_tools.eval.pictures import Index
+
+T = TypeVar("T")
 
 # Copy r of question i has the index i + r * COPY_STEP and the options rolled by r places.
 COPY_STEP = 1_000_000
@@ -109,20 +112,28 @@ def _outcome(copies: Sequence[Question], verdicts: Mapping[Index, Verdict]) -> O
 
 
 def _part(outcomes: Sequence[Outcome]) -> Part:
-    tables = {
-        "l2_category": [(_short(o.base.l2_category), o) for o in outcomes],
-        "category": [(o.base.category, o) for o in outcomes],
+    names: dict[str, Callable[[Outcome], str | None]] = {
+        "l2_category": lambda outcome: _short(outcome.base.l2_category),
+        "category": lambda outcome: outcome.base.category,
     }
-    groups = {name: _table(pairs) for name, pairs in tables.items()}
-    return Part(_metrics(outcomes), {name: table for name, table in groups.items() if table})
+    return Part(_metrics(outcomes), by_group(outcomes, names, _metrics))
 
 
-def _table(pairs: Iterable[tuple[str | None, Outcome]]) -> dict[str, dict[str, float]]:
-    members: dict[str, list[Outcome]] = defaultdict(list)
-    for name, outcome in pairs:
-        if name is not None:
-            members[name].append(outcome)
-    return {name: _metrics(members[name]) for name in sorted(members)}
+def by_group(
+    rows: Sequence[T],
+    names: Mapping[str, Callable[[T], str | None]],
+    metrics: Callable[[Sequence[T]], Mapping[str, float]],
+) -> dict[str, dict[str, Mapping[str, float]]]:
+    """Return a table for each kind of group that some row is in: group -> metrics of its rows."""
+    tables = {}
+    for kind, name_of in names.items():
+        members: dict[str, list[T]] = defaultdict(list)
+        for row in rows:
+            if (name := name_of(row)) is not None:
+                members[name].append(row)
+        if members:
+            tables[kind] = {name: metrics(members[name]) for name in sorted(members)}
+    return tables
 
 
 def _short(name: str | None) -> str | None:

@@ -12,15 +12,11 @@ from llava_tools.eval.choices import (
     choose_whole,
 )
 from llava_tools.eval.multiple_choice import (
-    letter_question,
-    llava_layout,
-    options_of,
     read_by,
     score_rows,
-    with_pictures,
+    shared_question,
 )
 from llava_tools.eval.pictures import Index
-from llava_tools.eval.tsv import Row
 
 CHOOSERS = {
     "lmms-eval": choose_lmms_seed,
@@ -28,12 +24,6 @@ CHOOSERS = {
     "vlmevalkit-2026": choose_vlmevalkit_2026,
     "llava": choose_whole,
 }
-
-
-def question(row: Row, protocol: str) -> Question:
-    """Return the question of a row, in the layout that all kits share."""
-    options = options_of(row)
-    return letter_question(row, with_pictures(row, llava_layout(row, options)), options)
 
 
 def score(questions: Sequence[Question], answers: Mapping[Index, str], protocol: str) -> Scores:
@@ -44,7 +34,7 @@ def score(questions: Sequence[Question], answers: Mapping[Index, str], protocol:
 SEED = Benchmark(
     name="seed",
     columns=("image", "question", "A", "B", "answer"),
-    question=question,
+    question=shared_question,
     score=score,
     protocols=tuple(CHOOSERS),
     max_new_tokens=16,
