@@ -98,7 +98,7 @@ def test_a_towers_biases_too(parts: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tower", [False, True])
 def test_in_four_bits_the_factors_stay_beside_them(
-    parts: Path, tmp_path: Path, tower: bool
+    parts: Path, tmp_path: Path, tower: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As QLoRA trained them: merged first, a small change would be rounded away."""
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
@@ -116,5 +116,10 @@ def test_in_four_bits_the_factors_stay_beside_them(
         found = load_assistant(path, dtype="fp32", quantization=packed).model
         assert (found.visual_encoder is not None) is tower
         assert torch.allclose(logits(found.llm), logits(model.llm), atol=1e-5)
+    assert "was trained beside weights" not in caplog.text
+    for path in (made, tmp_path / "x"):
+        caplog.clear()
+        load_assistant(path, dtype="fp32", quantization=packed | {"quant_type": "fp4"})
+        assert "in 4 bits (nf4, double quant); they are packed in 4 bits (fp4," in caplog.text
     plain = load_assistant(parts / "qwen2", quantization=packed, template="chatml").model.llm
     assert not torch.allclose(logits(plain), logits(model.llm), atol=1e-2)

@@ -42,6 +42,9 @@ def test_another_base_is_refused_everywhere(
 ) -> None:
     assert len(saved_mark(trained)) == 3
     load_assistant(trained)
+    lora = dict(llm_lora=LORA, llm_name_or_path=str(tmp_path / "base"))
+    later = write_config(tmp_path / "later", parts, pretrained_pth=str(trained), **lora)
+    build_model(load_settings(str(later)))
     swap(tmp_path / "base", tiny.save_llm(tmp_path / "other", "phi3", seed=9))
     (tmp_path / "p.jsonl").write_text('{"prompt": "one?"}\n')
     out = str(tmp_path / "out")
@@ -58,13 +61,9 @@ def test_another_base_is_refused_everywhere(
         assert "give that one back" in said and str(tmp_path / "base") in said
     assert not Path(out).exists()
     with pytest.raises(UserError, match="was trained on other weights than these"):
-        run(
-            *(tmp_path, parts),
-            resume="auto",
-            llm_lora=LORA,
-            llm_name_or_path=str(tmp_path / "base"),
-            max_epochs=2,
-        )
+        run(tmp_path, parts, resume="auto", max_epochs=2, **lora)
+    with pytest.raises(UserError, match="pretrained_pth .* was trained on other weights"):
+        build_model(load_settings(str(later)))
 
 
 def test_the_same_base_in_another_dtype_is_the_same(trained: Path, tmp_path: Path) -> None:
