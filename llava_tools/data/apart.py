@@ -41,6 +41,8 @@ def words_are_apart(backend: Any) -> bool:
         return False
     if model.continuing_subword_prefix or model.end_of_word_suffix:
         return False  # their bytes are counted as places of the text
+    if model.unk_token is not None and model.token_to_id(model.unk_token) is None:
+        return False  # texts with unknown characters are refused
     rules = _steps(backend.normalizer, "normalizers")
     steps = _steps(backend.pre_tokenizer, "pretokenizers")
     if all(rule["type"] == "NFC" for rule in rules):

@@ -36,10 +36,11 @@ class Words:
         # A word that is not the first is encoded behind this one.
         self._lead = next((mark for mark in "x.0" if mark not in ends), "")
         self._cut: Callable[[str], list[str]] | None = None
+        self._skipped = 0
         if self._lead and words_are_apart(backend):
             held = "".join(map(re.escape, sorted(ends)))
             self._cut = re.compile(rf" *[^ ]+(?:(?<=[\s{held}]) +[^ ]*)*| +").findall
-        self._skipped = len(self._ask(self._lead))
+            self._skipped = len(self._ask(self._lead))
         self._later: dict[str, Ids] = {}
         self._first = _Remembered(lambda word: tuple(self._ask(word)), KEPT)
         self._first_places = _Remembered(self._places, PLACES_KEPT)

@@ -214,6 +214,13 @@ def vanishing(state: Any) -> None:
     state["model"] |= {"unk_token": None, "byte_fallback": False}
 
 
+def no_unknown(state: Any) -> None:
+    """Refuse unknown characters, the one that other words would be encoded behind among them."""
+    state["model"] |= {"unk_token": "none", "byte_fallback": False, "merges": []}
+    for character in "x.0":
+        state["model"]["vocab"].pop(character, None)
+
+
 def suffixed(state: Any) -> None:
     state["model"]["end_of_word_suffix"] = "x"
 
@@ -230,6 +237,7 @@ JOINING = [
     if (kind, change) != ("bytes", crossing)  # cut before its vocabulary is asked
 ]
 JOINING += [("bytes", composed), ("legacy", vanishing), ("first", vanishing)]
+JOINING += [(kind, no_unknown) for kind in ("legacy", "bytes")]
 
 
 @pytest.mark.parametrize(("kind", "change"), JOINING)
@@ -239,6 +247,9 @@ def test_tokenizers_that_join_words_are_asked_for_the_whole_text(
     tokenizer = changed(kind, change)
     assert words_are_apart(changed(kind)) and not words_are_apart(tokenizer)
     words = Words(tokenizer)
+    if change is no_unknown:
+        assert words.encode("a b") == tokenizer.encode("a b", add_special_tokens=False).ids
+        return
     for text in ("a a hello two words a  ", "Hello there a b", "<|user|> \n e\u0301  a"):
         if change is not dropout:
             assert words.encode(text) == tokenizer.encode(text, add_special_tokens=False).ids
@@ -246,7 +257,8 @@ def test_tokenizers_that_join_words_are_asked_for_the_whole_text(
 
 def test_other_models_are_asked_for_the_whole_text() -> None:
     assert not words_are_apart(changed("unigram"))
-    assert not words_are_apart(Tokenizer(models.WordLevel({"a": 0}, unk_token="a")))
+    refusing = Tokenizer(models.WordLevel({"a": 0}, unk_token="none"))
+    assert not words_are_apart(refusing) and Words(refusing).encode("a") == [0]
     assert not words_are_apart(Tokenizer(models.BPE()))
 
 
