@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import socket
@@ -16,6 +17,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 SECONDS = 120  # a run that hangs is killed then
+# What each rank would import by itself: of deepspeed's optimizers one that compiles with torch.
+SHARED = (
+    *("llava_tools.train.run", "matplotlib.pyplot", "peft"),
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+)
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,8 @@ def main(file: str) -> int:
     from llava_tools.train.zero import import_deepspeed
 
     import_deepspeed()
+    for module in SHARED:
+        importlib.import_module(module)
     torch.set_num_threads(1)
     for values in json.loads(Path(file).read_text()):
         job, began = Job(**values), time.monotonic()
