@@ -21,18 +21,10 @@ from llava_tools.cli.entry import run as command
 from llava_tools.errors import UserError
 from llava_tools.model.generate import GenerationSettings
 from llava_tools.model.load import Assistant
+from tests.jsonl import read, write
 
 SETTINGS = GenerationSettings(max_new_tokens=12)
 WORDS = ("cat", "dog and two blue circles", "one", "three or four red squares, which of them?")
-
-
-def write(path: Path, rows: list[Any]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.fixture
@@ -48,7 +40,7 @@ def prompts(tmp_path: Path) -> Path:
         {"prompt": "What is in the picture?", "image": "1.png"},
         {"prompt": "Which?", "image": ["0.png", "2.png"]},
     ]
-    return write(tmp_path / "prompts.jsonl", ask + more)
+    return write(tmp_path / "prompts.jsonl", *ask, *more)
 
 
 def answered(assistant: Assistant, prompts: Path, parts: Path, out: Path, **options: Any) -> Any:
@@ -127,7 +119,7 @@ run(sys.argv[1:])
 
 def test_a_killed_process_goes_on(models: dict[str, Path], tmp_path: Path) -> None:
     rows = [{"prompt": f"{WORDS[i % 4]} {i}"} for i in range(20)]
-    prompts, out = write(tmp_path / "p.jsonl", rows), tmp_path / "out.jsonl"
+    prompts, out = write(tmp_path / "p.jsonl", *rows), tmp_path / "out.jsonl"
     words = ["generate", str(models["phi3"]), str(prompts), str(out), "--max-new-tokens", "12"]
     ended = subprocess.run([sys.executable, "-c", KILLED, *words], capture_output=True)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
@@ -153,7 +145,7 @@ def test_other_settings_are_refused(
     with pytest.raises(UserError, match=r"prompt_template was 'phi3_chat' and is now 'vicuna'"):
         answered(assistants["vicuna"], prompts, parts, out, made_by={"model": "a"})
     assert read(out) == before[:4]
-    write(prompts, [{"prompt": "Another"}])
+    write(prompts, {"prompt": "Another"})
     with pytest.raises(UserError, match="prompts was"):
         ask(made_by={"model": "a"})
 
@@ -161,7 +153,7 @@ def test_other_settings_are_refused(
 def test_files_of_others_are_left_alone(
     assistants: dict[str, Assistant], parts: Path, prompts: Path, tmp_path: Path
 ) -> None:
-    out = write(tmp_path / "mine.jsonl", [{"mine": 1}])
+    out = write(tmp_path / "mine.jsonl", {"mine": 1})
     with pytest.raises(UserError, match="holds no answers of this command"):
         answered(assistants["phi3"], prompts, parts, out)
     assert read(out) == [{"mine": 1}]
@@ -201,7 +193,7 @@ def test_what_a_model_cannot_read_is_told_and_the_rest_answered(
 ) -> None:
     rows = [{"prompt": "one"}, {"prompt": "cat " * 600}, {"prompt": "two"}]
     found = answered(
-        assistants["phi3"], write(tmp_path / "p.jsonl", rows), parts, tmp_path / "o.jsonl"
+        assistants["phi3"], write(tmp_path / "p.jsonl", *rows), parts, tmp_path / "o.jsonl"
     )
     assert [row["finish"] == "failed" for row in found] == [False, True, False]
     assert "tokens long; this model reads 512" in found[1]["error"]
@@ -232,7 +224,7 @@ def test_what_a_model_cannot_read_is_told_and_the_rest_answered(
 def test_bad_rows_are_told_before_the_model_loads(
     parts: Path, tmp_path: Path, row: Any, message: str
 ) -> None:
-    path = write(tmp_path / "p.jsonl", [{"prompt": "good"}, row, row])
+    path = write(tmp_path / "p.jsonl", {"prompt": "good"}, row, row)
     with pytest.raises(UserError, match="p.jsonl, line 2: ") as caught:
         read_prompts(path, str(parts / "images"))
     assert message in caught.value.message

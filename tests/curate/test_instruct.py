@@ -31,10 +31,7 @@ from tests.curate.instruct_project import (
     text_of,
 )
 from tests.curate.test_instruct_rouge import f_measure
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+from tests.jsonl import read
 
 
 def accepted_by_the_rules(
@@ -62,13 +59,13 @@ def accepted_by_the_rules(
 def test_decisions_of_generation(compat: bool, tmp_path: Path) -> None:
     recorder = Recorder()
     project(tmp_path / "p", recorder, "generate", number=40, compat=compat)
-    rows = lines(tmp_path / "p" / INSTRUCTIONS)
+    rows = read(tmp_path / "p" / INSTRUCTIONS)
     seeds = [task.instruction for task in read_seeds().tasks]
     replies = [reply_to(request) for request in recorder.asked]
     made = accepted_by_the_rules(replies, seeds, compat=compat)
     assert [row["instruction"] for row in rows] == made and len(made) >= 40
     assert any("NASA" in text for text in made) is not compat
-    rounds = lines(tmp_path / "p" / "rounds.jsonl")
+    rounds = read(tmp_path / "p" / "rounds.jsonl")
     assert sum(r["dropped"].get("similar", 0) for r in rounds) > 5
     assert sum(r["failed"].get("cut_off", 0) for r in rounds) > 0
     last, before = rows[-1], seeds + made[:-1]
@@ -152,14 +149,14 @@ def contents_of(path: Path) -> list[bytes]:
 
 def test_unclear_labels_are_asked_again_and_counted(tmp_path: Path) -> None:
     tally = project(tmp_path / "p", stage="all")[1]
-    rows = lines(tmp_path / "p" / "is_clf_or_not.jsonl")
+    rows = read(tmp_path / "p" / "is_clf_or_not.jsonl")
     unclear = sum(row["is_classification"] == "hm" for row in rows)
     assert tally.failed == {"no_label": unclear} and unclear > 0 and tally.asked == len(rows)
     assert "continue" not in {row["is_classification"] for row in rows}
     project(tmp_path / "q", stage="all", compat=True)
-    strict = lines(tmp_path / "q" / "is_clf_or_not.jsonl")
+    strict = read(tmp_path / "q" / "is_clf_or_not.jsonl")
     assert "continue" in {row["is_classification"] for row in strict}
-    instances = lines(tmp_path / "q" / "machine_generated_instances.jsonl")
+    instances = read(tmp_path / "q" / "machine_generated_instances.jsonl")
     assert not any(row["is_classification"] for row in instances)  # "Yes." is no "Yes"
 
 
@@ -167,11 +164,11 @@ def test_instances_of_one_kind(tmp_path: Path) -> None:
     project(tmp_path / "p", stage="generate")
     project(tmp_path / "p", stage="classify")
     for only, flag in (("classification", True), ("generation", False)):
-        before = len(lines(tmp_path / "p" / "failed.jsonl"))
+        before = len(read(tmp_path / "p" / "failed.jsonl"))
         recorder = Recorder()
         project(tmp_path / "p", recorder, "instances", only=only)
         kinds = {"first a label" in text_of(request) for request in recorder.asked}
-        assert kinds == {flag} and before <= len(lines(tmp_path / "p" / "failed.jsonl"))
+        assert kinds == {flag} and before <= len(read(tmp_path / "p" / "failed.jsonl"))
         sizes = {request.max_tokens for request in recorder.asked}
         assert sizes == {300 if flag else 350}
     assert recorder.asked[0].stop == ("Example 6", "Task:")
@@ -181,11 +178,11 @@ def test_instances_of_one_kind(tmp_path: Path) -> None:
 def test_what_was_made_trains(variant: str, parts: Path, tmp_path: Path) -> None:
     tallies = project(tmp_path / "p", variant=variant, include_seeds=True, min_quality=9.0)
     rows = json.loads((tmp_path / "p" / "train.json").read_text())
-    generated = lines(tmp_path / "p" / "all_generated_instances.jsonl")
+    generated = read(tmp_path / "p" / "all_generated_instances.jsonl")
     assert rows[: len(generated)] == generated and len(rows) == len(generated) + 20
     assert rows[-1]["instruction"] == read_seeds().tasks[-1].instruction
     best = json.loads((tmp_path / "p" / "best.json").read_text())
-    grades = lines(tmp_path / "p" / "quality.jsonl")
+    grades = read(tmp_path / "p" / "quality.jsonl")
     assert 0 < len(best) < len(rows) and all(row in rows for row in best)
     assert len(best) == sum((row["grade"] or 0) >= 9 for row in grades) == tallies[-1].made
     data = train(parts, DatasetSpec(str(tmp_path / "p" / "train.json"), format="alpaca"))
@@ -276,7 +273,7 @@ def test_failures_above_the_threshold(tmp_path: Path) -> None:
     tally = project(tmp_path / "p", again, "classify", max_failed=0.1)[0]
     failed = [request for request in outage.asked if random_half(request)]
     assert again.asked == failed and tally.made == len(outage.asked)
-    told = [row for row in lines(tmp_path / "p" / "failed.jsonl") if row["stage"] == "classify"]
+    told = [row for row in read(tmp_path / "p" / "failed.jsonl") if row["stage"] == "classify"]
     assert len(told) == len(failed) and told[0]["detail"] == "5 s"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from pathlib import Path
@@ -36,6 +35,7 @@ from llava_tools.curate.instruct.prompts import (
 )
 from llava_tools.curate.instruct.seeds import OWN, Seeds, read_seeds
 from llava_tools.errors import UserError
+from tests.jsonl import write
 
 
 def test_numbered_lists() -> None:
@@ -202,15 +202,10 @@ def test_our_seeds_are_novel_and_usable() -> None:
     assert not [t.instruction for t in seeds.tasks if instruction_fault(t.instruction)]
 
 
-def seed_file(path: Path, *rows: Any) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
 def test_seeds_of_both_shapes_and_repeated_ones(tmp_path: Path) -> None:
     ours = {"instruction": "Add.", "instances": [{"input": "1 1", "output": "2"}]}
     rows = [ours | {"is_classification": True}, {"instruction": "Sing", "output": "la"}]
-    seeds = read_seeds(seed_file(tmp_path / "s.jsonl", *rows, ours | {"instruction": " add. "}))
+    seeds = read_seeds(write(tmp_path / "s.jsonl", *rows, ours | {"instruction": " add. "}))
     assert [task.examples for task in seeds.tasks] == [(("1 1", "2"),), (("", "la"),)]
     assert [task.is_classification for task in seeds.tasks] == [True, False]
     assert (
@@ -234,14 +229,14 @@ def test_seeds_of_both_shapes_and_repeated_ones(tmp_path: Path) -> None:
     ],
 )
 def test_malformed_seeds(row: Any, message: str, tmp_path: Path) -> None:
-    path = seed_file(tmp_path / "s.jsonl", {"instruction": "a", "output": "b"}, row)
+    path = write(tmp_path / "s.jsonl", {"instruction": "a", "output": "b"}, row)
     with pytest.raises(UserError, match=re.escape(message)):
         read_seeds(path)
 
 
 def test_no_seeds(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no seed tasks"):
-        read_seeds(seed_file(tmp_path / "s.jsonl"))
+        read_seeds(write(tmp_path / "s.jsonl"))
     (tmp_path / "t.jsonl").write_text('{"instruction": "a", "output": "b"}\n{nonsense\n')
     with pytest.raises(UserError, match="line 2: malformed JSON"):
         read_seeds(tmp_path / "t.jsonl")

@@ -18,17 +18,9 @@ from llava_tools.data.rows import RawRow
 from llava_tools.data.sample import Sample
 from llava_tools.data.sources import make_plan
 from llava_tools.errors import UserError
+from tests.data.test_mixing import content, talk
 
 Make = Callable[..., Settings]
-
-
-def talk(*texts: str, **more: Any) -> dict[str, Any]:
-    turns = [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
-    return {"conversations": turns, **more}
-
-
-def content(dataset: Any) -> list[tuple[int, ...]]:
-    return [tuple(dataset[i].input_ids.tolist()) for i in range(len(dataset))]
 
 
 def test_of_a_dialogue_the_first_round_alone(

@@ -19,6 +19,7 @@ from llava_tools.data.tools.choosing import Rules, filtered
 from llava_tools.data.tools.files import Read, Tally
 from llava_tools.data.tools.statistics import describe
 from llava_tools.errors import UserError
+from tests.jsonl import read, write
 
 TARGETS = ["llava", "sharegpt", "messages", "alpaca"]
 
@@ -38,15 +39,6 @@ def chat(name: str, *texts: str, **more: Any) -> dict[str, Any]:
     return {"id": name, "conversations": turns, **more}
 
 
-def write(path: Path, *rows: Any) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def lines(path: Path) -> list[Any]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def test_clean_counts_by_reason_and_keeps_fields(tmp_path: Path) -> None:
     good = chat("a", "What is a lens?", "A piece of glass.", source="x")
     late = chat("b", "Name a colour, please.", "Red, as many are.", "And?")
@@ -59,9 +51,9 @@ def test_clean_counts_by_reason_and_keeps_fields(tmp_path: Path) -> None:
     with data.open("a") as file:
         file.write("{broken\n")
     said = run("clean", data, tmp_path / "out.jsonl", "--report", tmp_path / "why.jsonl")
-    assert lines(tmp_path / "out.jsonl")[0] == good
-    assert len(lines(tmp_path / "out.jsonl")[1]["conversations"]) == 2
-    listed = [entry.get("reason") for entry in lines(tmp_path / "why.jsonl")]
+    assert read(tmp_path / "out.jsonl")[0] == good
+    assert len(read(tmp_path / "out.jsonl")[1]["conversations"]) == 2
+    listed = [entry.get("reason") for entry in read(tmp_path / "why.jsonl")]
     for reason in ("duplicate_id", "duplicate_first_exchange", "too_short", "malformed_json"):
         assert f"1 x {reason}" in said and reason in listed
     assert "1 x mentions_a_service" in said and "1 x ends_trimmed" in said
@@ -80,7 +72,7 @@ def test_split_loses_no_pair(tmp_path: Path, seed: int) -> None:
     data = write(tmp_path / "in.jsonl", *rows)
     run("split", data, tmp_path / "out.jsonl", "--budget", "200")
     found: dict[str, list[Any]] = {}
-    for row in lines(tmp_path / "out.jsonl"):
+    for row in read(tmp_path / "out.jsonl"):
         name, _, start = row["id"].partition("_")
         assert int(start or 0) == len(found.get(name, []))
         turns = row["conversations"]
@@ -123,14 +115,14 @@ def test_llama_factory_is_told_of_the_columns_that_there_are(tmp_path: Path) -> 
         more = ["--format", "llava" if "image" in rows[0] else "alpaca"]
         run("convert", data, out, "--to", target, "--dataset-info", told, *more)
         assert json.loads(told.read_text())[out.stem]["columns"] == columns
-        assert target != "alpaca" or lines(out) == rows  # the input stays apart
+        assert target != "alpaca" or read(out) == rows  # the input stays apart
 
 
 def test_samples_merges_filters_and_describes(tmp_path: Path) -> None:
     rows = [chat(str(i), "Count to me!", "9" * 9 if i == 3 else "One, two.") for i in range(9)]
     data, out = write(tmp_path / "in.jsonl", *rows), tmp_path / "out.jsonl"
     run("sample", data, out, "--rows", 4, "--seed", 1)
-    drawn = lines(out)
+    drawn = read(out)
     assert len(drawn) == 4 and [row for row in rows if row in drawn] == drawn
     assert "4 x duplicate_id" in run("merge", data, out, tmp_path / "all.jsonl")
     said = run("filter", data, tmp_path / "few.jsonl", "--repeated-digits")
@@ -196,7 +188,7 @@ def test_held_out_rows_are_no_copies_of_rows_to_train_on(tmp_path: Path) -> None
     rows = [chat(str(i), f"What is {i % 100}?", "A number.") for i in range(200)]
     data, out, held = write(tmp_path / "in.jsonl", *rows), tmp_path / "t.jsonl", tmp_path / "e.json"
     run("hold-out", data, out, "--eval", held, "--share", 0.3)
-    train, others = lines(out), json.loads(held.read_text())
+    train, others = read(out), json.loads(held.read_text())
     assert len(train) + len(others) == 200 and 30 < len(others) < 90
     texts = [{json.dumps(row["conversations"]) for row in side} for side in (train, others)]
     assert not texts[0] & texts[1]

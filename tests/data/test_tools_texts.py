@@ -14,7 +14,8 @@ from llava_tools.data.tools import languages, markup
 from llava_tools.data.tools.languages import Languages
 from llava_tools.data.tools.markup import to_markdown
 from llava_tools.errors import UserError
-from tests.data.test_tools import chat, lines, run, write
+from tests.data.test_tools import chat, run
+from tests.jsonl import read, write
 
 CODE = (
     '<pre><div class="bg-black"><div><span>{bar}</span><button>Copy code</button></div>'
@@ -52,12 +53,12 @@ def test_only_answers_that_are_pages_are_changed(tmp_path: Path) -> None:
     data = write(tmp_path / "in.jsonl", *rows)
     found = json.loads(run("clean", data, tmp_path / "o.jsonl", "--html", "--json"))
     assert found["notes"] == {"html_to_markdown": 1} and found["written"] == 2
-    first, second = lines(tmp_path / "o.jsonl")
+    first, second = read(tmp_path / "o.jsonl")
     texts = [turn["value"] for turn in first["conversations"]]
     assert texts == [pasted, "Since it *is* closed.", "And?", about]
     assert second == rows[1]
     run("clean", data, tmp_path / "kept.jsonl")
-    assert lines(tmp_path / "kept.jsonl") == rows
+    assert read(tmp_path / "kept.jsonl") == rows
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,7 @@ def test_languages(tmp_path: Path, options: tuple[str, ...], stay: list[str]) ->
     rows = [chat(name, *texts) for name, texts in TEXTS.items()]
     data = write(tmp_path / "in.jsonl", *rows)
     found = json.loads(run("filter", data, tmp_path / "o.jsonl", *options, "--json"))
-    assert [row["id"] for row in lines(tmp_path / "o.jsonl")] == stay
+    assert [row["id"] for row in read(tmp_path / "o.jsonl")] == stay
     assert found["dropped"] == {"other_language": len(TEXTS) - len(stay)}
     assert found["notes"] == {"language_unknown": 2}
 
@@ -150,7 +151,7 @@ def test_the_first_round_with_its_system_text_and_images(tmp_path: Path) -> None
     data = write(tmp_path / "in.jsonl", long, with_system, single, nameless)
     found = json.loads(run("filter", data, tmp_path / "o.jsonl", "--first-round", "--json"))
     assert found["notes"] == {"later_rounds_left_out": 3} and not found["dropped"]
-    first, second, third, fourth = lines(tmp_path / "o.jsonl")
+    first, second, third, fourth = read(tmp_path / "o.jsonl")
     assert first["image"] == "x.png" and first["id"] == "a"
     assert first["conversations"] == long["conversations"][:2]
     assert second["conversations"] == [system, *with_system["conversations"][1:3]]
@@ -158,7 +159,7 @@ def test_the_first_round_with_its_system_text_and_images(tmp_path: Path) -> None
     text = {"text": "### Human: One?### Assistant: Two.### Human: Three?### Assistant: Four."}
     data = write(tmp_path / "guanaco.jsonl", text)
     found = json.loads(run("filter", data, tmp_path / "g.jsonl", "--first-round", "--json"))
-    assert found["notes"] == {"no_list_of_messages": 1} and lines(tmp_path / "g.jsonl") == [text]
+    assert found["notes"] == {"no_list_of_messages": 1} and read(tmp_path / "g.jsonl") == [text]
 
 
 ALL: dict[str, tuple[Any, ...]] = {
@@ -215,7 +216,7 @@ def test_long_work_is_told(
     monkeypatch.setattr("llava_tools.data.progress.PLAIN_SECONDS", -1.0)
     data = write(tmp_path / "in.jsonl", *(chat(str(i), "Hello?", "Yes.") for i in range(3)))
     with caplog.at_level(logging.INFO):
-        run("stats", data)
+        assert "mean_length              10.00\n" in run("stats", data)
     assert f"{data}: 3 rows" in caplog.text and "ETA 0 s" in caplog.text
 
 
@@ -224,14 +225,14 @@ def test_what_a_conversion_mends_is_told(tmp_path: Path) -> None:
     data = write(tmp_path / "in.jsonl", row)
     found = json.loads(run("convert", data, tmp_path / "o.jsonl", "--to", "llava", "--json"))
     assert found["notes"] == {"empty_pair": 1, "question_unanswered": 1}
-    assert lines(tmp_path / "o.jsonl")[0]["conversations"] == row["conversations"][2:4]
+    assert read(tmp_path / "o.jsonl")[0]["conversations"] == row["conversations"][2:4]
 
 
 def test_a_conversion_names_the_fields_that_it_leaves_out(tmp_path: Path) -> None:
     row = {"instruction": "Hi", "response": "Yo", "system": "S", "category": "x", "score": 1}
     data, report = write(tmp_path / "in.jsonl", row), tmp_path / "report"
     run("convert", data, tmp_path / "o.jsonl", "--to", "messages", "--report", report)
-    (told,) = lines(report)
+    (told,) = read(report)
     assert (told["note"], told["detail"]) == ("other_fields_left_out", "category, score")
 
 

@@ -14,17 +14,13 @@ from llava_tools.eval.report import score_file
 from tests.eval import tables
 from tests.eval.cases import CASES, MME_END, write_case
 from tests.eval.test_report import predicted, sheet
+from tests.jsonl import write
 
 SHORT = "\nAnswer the question using a single word or phrase."
 
 
 def rows_of(data: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(data.open(), delimiter="\t"))
-
-
-def lines(path: Path, *records: Any) -> Path:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return path
 
 
 def llava(row: dict[str, str], said: str) -> dict[str, Any]:
@@ -47,8 +43,8 @@ def test_five_kits_files_give_one_score(tmp_path: Path, name: str) -> None:
         sheet(tmp_path / "vlmevalkit.xlsx", asked),
         sheet(tmp_path / "xtuner.xlsx", [{k: r[k] for k in ("question", "prediction", "index")}
                                          for r in asked]),
-        lines(tmp_path / "llava.jsonl", *(llava(*pair) for pair in pairs[::-1])),
-        lines(tmp_path / "lmms.jsonl", *(lmms(*pair) for pair in pairs)),
+        write(tmp_path / "llava.jsonl", *(llava(*pair) for pair in pairs[::-1])),
+        write(tmp_path / "lmms.jsonl", *(lmms(*pair) for pair in pairs)),
         tmp_path / "plain.json",
     ]  # fmt: skip
     files[-1].write_text(json.dumps({row["index"]: said for row, said in pairs}))
@@ -94,7 +90,7 @@ def test_lines_with_commas_behind_as_seeds_authors_publish_them(tmp_path: Path, 
 def test_mmbench_from_llavas_answers(tmp_path: Path, data: Path) -> None:
     records = [{"question_id": r["index"], "prompt": r["question"], "text": r["prediction"]}
                for r in predicted(tables.small())]  # fmt: skip
-    report = score_file("mmbench", lines(tmp_path / "a.jsonl", *records), data)
+    report = score_file("mmbench", write(tmp_path / "a.jsonl", *records), data)
     assert report["circular"] == pytest.approx(4 / 6)
 
 
@@ -113,7 +109,7 @@ def test_strange_records_are_named(
     tmp_path: Path, data: Path, records: list[Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        score_file("mmbench", lines(tmp_path / "a.jsonl", *records), data)
+        score_file("mmbench", write(tmp_path / "a.jsonl", *records), data)
     with pytest.raises(UserError, match="line 2 is no JSON"):
         (tmp_path / "b.jsonl").write_text('{"question_id": 1, "text": "A"}\n{"question_id": 2, "te')
         score_file("mmbench", tmp_path / "b.jsonl", data)
