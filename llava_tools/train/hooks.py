@@ -112,14 +112,15 @@ def forget_after(path: Path, key: str, place: int) -> None:
     """
     if not path.exists():
         return
-    kept = []
-    for line in path.read_bytes().splitlines():
+    kept, lines = [], path.read_bytes().splitlines()
+    for number, line in enumerate(lines, 1):
         try:
             if orjson.loads(line)[key] <= place:
                 kept.append(line + b"\n")
-        except orjson.JSONDecodeError:
-            break
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, orjson.JSONDecodeError) as error:
+            broken = isinstance(error, orjson.JSONDecodeError) and number == len(lines)
+            if broken and line.strip(b"\0")[:1] in (b"", b"{"):  # zeros: after a power failure
+                break
             raise UserError(
                 f"A run would write to '{path}', which is another file of that name.",
                 "Choose another --work-dir, or rename the file.",

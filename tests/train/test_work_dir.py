@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from llava_tools.errors import UserError
+from llava_tools.train.hooks import forget_after
 from llava_tools.train.launch import launch
 from llava_tools.train.work_dir import alone
 from tests.train.runs import run, write_config
@@ -40,7 +41,7 @@ def test_the_config_of_an_earlier_run_is(parts: Path, tmp_path: Path) -> None:
 def test_a_log_of_somebody_else_is_not_written_over(parts: Path, tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     log = tmp_path / "work" / "log.jsonl"
-    for text in ('{"message": "mine"}\n', "[1]\n"):
+    for text in ('{"message": "mine"}\n', "[1]\n", "step 1\nstep 2\n", '{"step": 1}\n{"st\n{}\n'):
         log.write_text(text)
         with pytest.raises(UserError, match=r"log\.jsonl', which is another file"):
             run(tmp_path, parts)
@@ -68,3 +69,11 @@ def test_two_runs_do_not_share_a_work_dir(tmp_path: Path) -> None:
     other.communicate("")
     with alone(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("rest", ['{"step": 2, "lo', "\0" * 9, ""])
+def test_a_half_written_line_at_the_end_is_dropped(tmp_path: Path, rest: str) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n' + rest)
+    forget_after(log, "step", 2)
+    assert log.read_text() == '{"step": 1}\n{"step": 2}\n'
