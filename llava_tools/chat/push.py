@@ -6,7 +6,7 @@ The token is the hub client's own affair (HF_TOKEN, or `hf auth login`): it is n
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,21 +87,27 @@ def _check_adapter(path: Path) -> None:
         adapter = read_llm_adapter(path)
         base_of(adapter)
         held = {"llm": adapter}
-    for adapter in held.values():
-        _check_base_name(adapter.base, adapter.folder / CONFIG, "base_model_name_or_path")
-    for folder in {path, *(adapter.folder for adapter in held.values())}:
+    named = [(a.folder / CONFIG, "base_model_name_or_path", a.base) for a in held.values()]
+    for folder in sorted({path, *(adapter.folder for adapter in held.values())}):
         bases = read_notes(folder).get("base")
-        for part in FOLDERS if isinstance(bases, Mapping) else ():
-            _check_base_name(bases.get(part), folder / NOTES, f"base.{part}")
+        parts = FOLDERS if isinstance(bases, Mapping) else ()
+        named += [(folder / NOTES, f"base.{part}", bases.get(part)) for part in parts]
+    _check_base_names(named)
 
 
-def _check_base_name(base: Any, file: Path, key: str) -> None:
+def _check_base_names(named: Sequence[tuple[Path, str, Any]]) -> None:
     """A path of this machine says nothing to others, and may say more than one wants."""
-    if base and (Path(str(base)).is_absolute() or Path(str(base)).exists()):
+    local = [(f"{key} in '{file}'", base) for file, key, base in named if _is_local(base)]
+    if local:
         raise UserError(
-            f"'{file}' names its base by a path of this machine: '{base}'.",
-            f"Set {key} there to the base's name on the hub.",
+            f"The base is named by a path of this machine, '{local[0][1]}': "
+            f"{', '.join(where for where, _ in local)}.",
+            "Put the base's name on the hub there.",
         )
+
+
+def _is_local(base: Any) -> bool:
+    return bool(base) and (Path(str(base)).is_absolute() or Path(str(base)).exists())
 
 
 def _check_model(path: Path) -> None:

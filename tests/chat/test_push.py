@@ -152,16 +152,19 @@ def test_incomplete_folders_are_refused(parts: Path, adapter: Path, tmp_path: Pa
         plan_upload(folder)
     config = adapter / "llm_adapter/adapter_config.json"
     edit_json(config, base_model_name_or_path=str(parts / "vicuna"))
-    with pytest.raises(UserError, match="names its base by a path of this machine") as caught:
+    beside = (adapter / "llava_tools.json", adapter / "llm_adapter/llava_tools.json")
+    for notes in beside:
+        notes.write_text(json.dumps({"base": {"llm": str(parts / "vicuna"), "mark": {}}}))
+    with pytest.raises(UserError, match="is named by a path of this machine") as caught:
         plan_upload(adapter)
-    assert "Set base_model_name_or_path there" in caught.value.hint
+    for place in (f"base_model_name_or_path in '{config}'", *(f"llm in '{f}'" for f in beside)):
+        assert place in caught.value.message
     edit_json(config, base_model_name_or_path="lmsys/vicuna")
-    for notes in (adapter / "llava_tools.json", adapter / "llm_adapter/llava_tools.json"):
-        notes.write_text(json.dumps({"base": {"llm": str(parts / "vicuna")}}))
-        with pytest.raises(UserError, match="llava_tools.json' names its base by a path") as caught:
-            plan_upload(adapter)
-        assert "Set base.llm there" in caught.value.hint
-        edit_json(notes, base={"llm": "lmsys/vicuna"})
+    edit_json(beside[0], base={"llm": "lmsys/vicuna", "visual_encoder": str(parts / "clip")})
+    edit_json(beside[1], base={"llm": "lmsys/vicuna"})
+    with pytest.raises(UserError, match=r"parts\d*/clip': base.visual_encoder in '[^']*'\."):
+        plan_upload(adapter)
+    edit_json(beside[0], base={"llm": "lmsys/vicuna", "visual_encoder": "openai/clip"})
     assert "llava_tools.json" in plan_upload(adapter).files
     (adapter / "llm_adapter/adapter_model.safetensors").unlink()
     with pytest.raises(UserError, match="holds no adapter_model.safetensors"):
