@@ -239,4 +239,5 @@ def stats(
     for name, value in found.items():
         shown = value.items() if isinstance(value, dict) else [("", value)]
         for key, number in shown:
-            typer.echo(f"{f'{name} {key}'.strip():24} {number}")
+            said = f"{number:.2f}" if isinstance(number, float) else number
+            typer.echo(f"{f'{name} {key}'.strip():24} {said}")
