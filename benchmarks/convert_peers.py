@@ -142,7 +142,7 @@ def measure(arguments: list[str], log: Path) -> dict[str, float]:
 
 def read_back(log: Path) -> float:
     """Return the seconds that a conversion took to read back and compare what it had written."""
-    found = re.search(r"([\d.]+) of them to compare", log.read_text())
+    found = re.search(r"([\d.]+) to compare", log.read_text())
     assert found, log.read_text()
     return float(found[1])
 

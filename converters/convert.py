@@ -203,7 +203,7 @@ def export(
     report["seconds"] = round(time.monotonic() - start, 2)
     report["check_seconds"] = round(checked - written, 2)  # of what was read and written
     log.info(
-        "Wrote '%s' (%s, %s, %.2f GB) in %.1f s, %.1f of them to compare what was read and written.",
+        "Wrote '%s' (%s, %s, %.2f GB) in %.1f s, %.1f to compare what was read and written.",
         *(target, to, report["dtype"], total / 1e9, report["seconds"], report["check_seconds"]),
     )
     return report
