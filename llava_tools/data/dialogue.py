@@ -61,9 +61,13 @@ def make_sample(
 
     `system` is a system text that stands beside the messages; one among them goes before it.
     """
-    if isinstance(system, str) and system.strip() and turns and turns[0].role != "system":
-        turns = [Turn("system", system), *turns]
+    twice = False
+    if isinstance(system, str) and system.strip() and turns:
+        first = turns[0]
+        twice = first.role == "system" and first.text.strip() != system.strip()
+        turns = turns if first.role == "system" else [Turn("system", system), *turns]
     paired, mended = pair(turns)
+    mended += ["second_system"] if twice else []
     check_images(paired, images)
     return Sample(name, tuple(paired), images, where, tuple(mended))
 

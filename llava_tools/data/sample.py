@@ -56,6 +56,7 @@ MENDED_REASONS = {
     "questions_merged": "consecutive questions were joined",
     "answer_repeated": "an answer behind an answer, without a question of its own",
     "empty_question": "an empty question",
+    "second_system": "a `system` beside a system turn, which goes before it, was not read",
     "empty_pair": "a question with an empty answer was dropped",
     "question_unanswered": "a last question without an answer was dropped",
     "control_text_escaped": "a control token that a text spells out was encoded as plain text",

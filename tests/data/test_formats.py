@@ -90,6 +90,14 @@ def test_other_names_of_the_roles() -> None:
     assert [turn.role for turn in found.turns] == ["system", "user", "assistant"]
 
 
+def test_a_system_text_beside_a_system_turn_is_counted() -> None:
+    for turn, field, told in (("S", "T", ("second_system",)), ("S", " S\n", ()), ("S", "", ())):
+        found = sample(("system", turn), Q, A, system=field)
+        assert texts(found)[0] == "S" and found.mended == told
+    found = llava_sample(row(Q, A) | {"system": "T"}, "x")
+    assert isinstance(found, Sample) and texts(found)[0] == "T" and not found.mended
+
+
 @pytest.mark.parametrize("user", ["human", "user", "prompter", "Human", " USER "])
 @pytest.mark.parametrize("assistant", ["gpt", "assistant", "chatgpt", "bing", "bard", "claude",
                                        "model", "bot", "GPT"])  # fmt: skip
