@@ -60,7 +60,7 @@ def read_header(path: Path, line: bytes) -> dict[str, Any]:
 
 def read_jsonl(path: Path, lines: Sequence[bytes]) -> Predictions:
     """Return the answers of our jsonl. Raises UserError naming the line that holds none."""
-    header = read_header(path, lines[0])
+    header = read_header(path, lines[0] if lines else b"")
     answers: dict[Index, str] = {}
     hashes: dict[Index, str] = {}
     for number, line in enumerate(lines[1:], start=2):

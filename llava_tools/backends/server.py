@@ -47,7 +47,9 @@ class Server:
     """A backend over the network."""
 
     def __init__(self, settings: ServerSettings) -> None:
-        """Raises UserError where `openai` is not installed or OpenAI's own server lacks a key."""
+        """Raises UserError for a base URL that is none, or without `openai` or OpenAI's key."""
+        if settings.base_url is not None:
+            _host_and_port(settings.base_url)
         self.settings, self.meter = settings, Meter()
         self.name = f"{settings.base_url or 'openai'} {settings.model}"
         self._client = _client(settings)
@@ -156,19 +158,36 @@ def check_listening(base_url: str) -> None:
 
     Names that are not found and slow networks are left to the retries, and so are proxies.
     """
-    url = urlsplit(base_url)
-    if url.hostname is None or getproxies():
+    host, port = _host_and_port(base_url)
+    if getproxies():
         return
     try:
-        port = url.port or (443 if url.scheme == "https" else 80)
-        socket.create_connection((url.hostname, port), LISTENING_SECONDS).close()
+        socket.create_connection((host, port), LISTENING_SECONDS).close()
     except ConnectionRefusedError as error:
         raise UserError(
-            f"Nothing listens at {url.hostname}, port {port}.",
+            f"Nothing listens at {host}, port {port}.",
             "Start the server, or check the base URL.",
         ) from error
     except (OSError, ValueError):
         return
+
+
+def _host_and_port(base_url: str) -> tuple[str, int]:
+    """Return where a base URL leads. Raises UserError where it is none, before anybody is asked."""
+    try:
+        url = urlsplit(base_url)
+        port = url.port or (443 if url.scheme == "https" else 80)
+    except ValueError as error:
+        raise _no_address(base_url, f": {error}") from error
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise _no_address(base_url)
+    return url.hostname, port
+
+
+def _no_address(base_url: str, why: str = "") -> UserError:
+    return UserError(
+        f"The base URL '{base_url}' is no address{why}.", "For example http://localhost:8000/v1."
+    )
 
 
 def _client(settings: ServerSettings) -> Any:

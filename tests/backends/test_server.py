@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -204,6 +205,23 @@ def test_replies_survive_a_kill(tmp_path: Path) -> None:
         found = dict(asking.answers(chat(str(i)) for i in range(9)))
     assert [found[i].text for i in range(9)] == list("012345678")  # type: ignore[union-attr]
     assert asking.meter.cached >= 5 and len(server.asked) - before == 9 - asking.meter.cached
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("localhost:8000/v1", ""),
+        ("htp://localhost/v1", ""),
+        ("http:///v1", ""),
+        ("http://localhost:99999/v1", ": Port out of range"),
+        ("http://localhost:port/v1", ": Port could not be cast"),
+        ("http://[::1/v1", ": Invalid IPv6"),
+    ],
+)
+def test_what_is_no_address_is_refused_at_once(url: str, why: str) -> None:
+    """It was asked eight times over, or called a bug."""
+    with pytest.raises(UserError, match=re.escape(f"The base URL '{url}' is no address{why}")):
+        Server(ServerSettings("fake", base_url=url))
 
 
 def test_nobody_listens_from_the_start_or_any_more(tmp_path: Path) -> None:

@@ -99,6 +99,8 @@ def test_blank_and_missing_predictions(tmp_path: Path, data: Path) -> None:
         ("p.tsv", b"index\tprediction\n1\tA\n1\tB\n", "answers index 1 twice"),
         ("p.jsonl", b"", "holds no predictions"),
         ("p.jsonl", b"no json\n", "does not begin with the header line"),
+        ("p.jsonl", b'{"fingerprint": {"benchm', "does not begin with the header line"),
+        ("p.jsonl", b'{"fingerprint": {}}', "does not begin with the header line"),
         ("p.jsonl", b'{"fingerprint": {}}\n{"index": 1}\n', "line 2: no answer of an evaluation"),
         ("p.jsonl", b'{"fingerprint": {}}\n{"ind\n{}\n', "line 2: no answer of an evaluation"),
         (
