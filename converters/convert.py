@@ -29,6 +29,7 @@ from llava_tools.converters.to_llava import check_llava, write_llava
 from llava_tools.converters.to_xtuner import write_xtuner
 from llava_tools.converters.writer import Writer, parse_size
 from llava_tools.errors import UserError, did_you_mean
+from llava_tools.model.adapters import CONFIG
 from llava_tools.model.checksums import noting_checksums
 from llava_tools.model.past_cache import past_cache
 from llava_tools.model.source import NOTES, Source, open_source
@@ -176,6 +177,10 @@ def export(
     start, target = time.monotonic(), Path(dst).expanduser()
     _known("format", to, WRITERS)
     _check_before(source, to, runs=verify and logits)
+    if (source.tokenizer_dir / CONFIG).is_file():  # an adapter's own
+        from llava_tools.model.load import check_vocabulary, load_tokenizer
+
+        check_vocabulary(source, load_tokenizer(source.tokenizer_dir))
     quantized = dtype == QUANTIZED
     kind = torch.float16 if quantized else choose_dtype(source, dtype)
     if to == "gguf":

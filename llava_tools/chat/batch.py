@@ -18,7 +18,7 @@ from llava_tools.constants import IMAGE_TOKEN_ID
 from llava_tools.data.progress import watched
 from llava_tools.data.render import render_prompt
 from llava_tools.errors import UserError
-from llava_tools.model.generate import GenerationSettings
+from llava_tools.model.generate import GenerationSettings, check_prompt
 from llava_tools.model.identity import dtype_name, weights_digest
 from llava_tools.model.load import Assistant
 
@@ -127,6 +127,7 @@ def _task(assistant: Assistant, prompt: Prompt) -> _Task:
     if prompt.images and assistant.image_processor is None:
         assistant.pixels([])
     ids = render_prompt(prompt.turns, assistant.template, assistant.tokenizer)
+    check_prompt(ids)
     places = len(ids) + ids.count(IMAGE_TOKEN_ID) * (assistant.model.num_patches - 1)
     reach = _reach(assistant)
     if reach is not None and places >= reach:

@@ -107,12 +107,23 @@ def _sampling(settings: GenerationSettings) -> dict[str, Any]:
     }
 
 
+def check_prompt(ids: Sequence[int]) -> None:
+    """Raise UserError for a prompt without tokens, after which there is nothing to go on from."""
+    if not ids:
+        raise UserError(
+            "The prompt has no tokens: it is empty, or its template shows images alone.",
+            "Ask something; of a text, --prompt-template raw shows the text itself, plain nothing.",
+        )
+
+
 def left_padded(
     model: LlavaModel,
     prompts: Sequence[Sequence[int]],
     features: Sequence[torch.Tensor | None] | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return all prompts, padded on the left: embeds [B, T, D], mask [B, T]."""
+    for ids in prompts:
+        check_prompt(ids)
     layout = lay_out([np.array(ids) for ids in prompts], model.num_patches)
     given = [f.to(model.device) for f in features or () if f is not None and len(f)]
     embeds = model.embed(

@@ -219,7 +219,7 @@ def build_assistant(
         attach(model.llm, adapter)
     model = model.to(where).eval()
     tokenizer = load_tokenizer(source.tokenizer_dir)
-    _check_vocabulary(source, tokenizer)
+    check_vocabulary(source, tokenizer)
     own = "tokenizer" if getattr(tokenizer, "chat_template", None) else None
     name = template or source.prompt_template or guess_template(tokenizer) or own
     if name is None:
@@ -234,8 +234,8 @@ def build_assistant(
     )
 
 
-def _check_vocabulary(source: Source, tokenizer: Any) -> None:
-    """Refuse an adapter whose tokenizer has tokens that the model has no embeddings of."""
+def check_vocabulary(source: Source, tokenizer: Any) -> None:
+    """Raise UserError for an adapter's tokenizer with more tokens than the model's embeddings."""
     rows = source.llm_config.get("vocab_size")
     if source.tokenizer_dir != source.path and rows and len(tokenizer) > int(rows):
         raise UserError(
@@ -250,16 +250,16 @@ def choose_device(device: str) -> str:
     """Return the device that `auto` means on this machine, or check the one asked for."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.device(device)
-    except RuntimeError as error:
-        raise UserError(
-            f"There is no device '{device}'.", "Known: auto, cpu, cuda, cuda:1 and the like."
-        ) from error
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(
             f"Device '{device}' was asked for, but torch sees no GPU here.", "Use --device cpu."
         )
+    try:
+        torch.zeros(1, device=device).item()  # torch knows many names, of "meta" even tensors
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise UserError(
+            f"There is no device '{device}'.", "Known: auto, cpu, cuda, cuda:1 and the like."
+        ) from error
     return device
 
 

@@ -19,7 +19,7 @@ from llava_tools.constants import IMAGE_TOKEN_ID
 from llava_tools.data.codec import codec_of
 from llava_tools.data.render import render_prompt
 from llava_tools.errors import UserError
-from llava_tools.model.generate import GenerationSettings
+from llava_tools.model.generate import GenerationSettings, check_prompt
 from llava_tools.model.load import Assistant
 from llava_tools.serve.errors import ApiError
 from llava_tools.serve.schema import ChatRequest, CompletionRequest
@@ -61,6 +61,7 @@ def text_prompt(assistant: Assistant, request: CompletionRequest) -> Prompt:
 
 
 def _sized(assistant: Assistant, ids: list[int], pixels: torch.Tensor | None) -> Prompt:
+    check_prompt(ids)
     more = assistant.model.num_patches - 1
     return Prompt(ids, pixels, len(ids) + ids.count(IMAGE_TOKEN_ID) * more)
 

@@ -13,6 +13,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from llava_tools.converters.convert import convert
+from llava_tools.converters.merge import merge
 from llava_tools.errors import UserError
 from llava_tools.model.adapted import read_llm_adapter
 from llava_tools.model.base_mark import base_mark
@@ -146,6 +148,11 @@ def test_more_tokens_than_embeddings_are_refused(parts: Path, tmp_path: Path) ->
     file.write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"has \d+ tokens, the model \d+ embeddings"):
         load_assistant(parts / "vicuna", adapter=tmp_path / "lora", template="vicuna")
+    with pytest.raises(UserError, match=r"has \d+ tokens, the model \d+ embeddings"):
+        merge(str(parts / "vicuna"), str(tmp_path / "lora"), tmp_path / "merged")
+    with pytest.raises(UserError, match=r"has \d+ tokens, the model \d+ embeddings"):
+        convert(tmp_path / "lora", tmp_path / "merged", "hf")
+    assert not (tmp_path / "merged").exists()
 
 
 def test_other_weights_of_the_same_shape_are_refused(parts: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from llava_tools.data.render import render_prompt
 from llava_tools.data.sample import Turn
+from llava_tools.errors import UserError
 from llava_tools.model.generate import GenerationSettings, answer_text, generate
 from llava_tools.model.load import Assistant, load_assistant
 from tests import tiny
@@ -94,6 +95,13 @@ def test_stop_words_cut_the_text(assistant: Assistant) -> None:
     (short,) = generate(assistant, ids[:1], pixels[:1], settings)
     assert len(short) < len(long)
     assert answer_text(assistant, short, settings) == text.split(word)[0].strip()
+
+
+def test_a_prompt_without_tokens_is_refused(assistant: Assistant) -> None:
+    """The plain format shows no text, and some tokenizers have no BOS."""
+    with pytest.raises(UserError, match="The prompt has no tokens") as caught:
+        generate(assistant, [[5, 6], []], None, SHORT)
+    assert "--prompt-template raw" in caught.value.hint
 
 
 def test_sampling_follows_its_seed(assistant: Assistant) -> None:
