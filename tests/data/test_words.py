@@ -29,11 +29,8 @@ from tests.data.vocabularies import MAKERS, vocabulary
 
 # What stands around spaces: white space of all kinds, marks, bytes, parts of control tokens.
 BITS = [*" \n\t\r\x1c\x85\xa0\u3000▁>.,'0x9aé\u0301中😀\U000f0000"]
-BITS += (
-    "  ; \n;hello;Hi there;</s>;<s> ; <|end|>;<|user|>\n;<mask>;end;[INST] ;'s ;12345;don't".split(
-        ";"
-    )
-)
+BITS += ["  ", " \n", " <|end|>", "<|user|>\n", "<s> ", "[INST] ", "'s "]
+BITS += ["hello", "Hi there", "</s>", "<mask>", "end", "12345", "don't"]
 TEXTS = st.lists(st.sampled_from(BITS) | st.characters(codec="utf-8"), max_size=25).map("".join)
 LIGHT = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 APART = [kind for kind in MAKERS if kind != "unigram"]
