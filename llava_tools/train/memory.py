@@ -59,7 +59,7 @@ class Zero:
         """
         try:
             return cls._read(config.get("zero_optimization", {}))
-        except (AttributeError, TypeError, ValueError) as error:
+        except (AttributeError, TypeError, ValueError, OverflowError) as error:
             raise UserError(
                 f"A value under zero_optimization is of a wrong kind: {first_line(error)}.",
                 "Mend the JSON file of --deepspeed.",

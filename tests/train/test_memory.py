@@ -112,8 +112,11 @@ def test_shipped_configurations_are_read() -> None:
     assert Zero.read(own) == Zero(3, bucket=5, overlap=True)
 
 
-@pytest.mark.parametrize("wrong", [{"reduce_bucket_size": "big"}, {"offload_optimizer": "cpu"}])
-def test_a_configuration_with_a_value_of_a_wrong_kind(wrong: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "wrong",
+    [{"reduce_bucket_size": "big"}, {"reduce_bucket_size": 1e999}, {"offload_optimizer": "cpu"}],
+)
+def test_a_configuration_with_a_value_of_a_wrong_kind(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="A value under zero_optimization is of a wrong kind"):
         Zero.read({"zero_optimization": {"stage": 2, **wrong}})
 
