@@ -196,4 +196,4 @@ def load_results(folder: str | Path) -> Report:
     whole = isinstance(results, dict) and {"model", "cells", "failed"} <= results.keys()
     if not whole or results.get("suite") not in SUITES:
         raise UserError(f"'{path}' holds no results of a suite.", "Give its --work-dir.")
-    return results
+    return dict(results)

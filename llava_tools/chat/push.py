@@ -90,8 +90,8 @@ def _check_adapter(path: Path) -> None:
     named = [(a.folder / CONFIG, "base_model_name_or_path", a.base) for a in held.values()]
     for folder in sorted({path, *(adapter.folder for adapter in held.values())}):
         bases = read_notes(folder).get("base")
-        parts = FOLDERS if isinstance(bases, Mapping) else ()
-        named += [(folder / NOTES, f"base.{part}", bases.get(part)) for part in parts]
+        if isinstance(bases, Mapping):
+            named += [(folder / NOTES, f"base.{part}", bases.get(part)) for part in FOLDERS]
     _check_base_names(named)
 
 
