@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from llava_tools.backends.messages import image_part, read_messages
+from llava_tools.backends.messages import count_addresses, image_part, read_messages
 from llava_tools.data.sample import Turn
 from llava_tools.errors import UserError
 
@@ -92,6 +92,13 @@ def test_what_cannot_be_read_is_said(case: str) -> None:
     messages, message = WRONG[case]
     with pytest.raises(UserError, match=message):
         read_messages(messages)
+
+
+def test_images_by_address_are_counted_however_they_are_written() -> None:
+    urls = ["https://a/b.png", {"url": "http://a/c.png"}, {"url": "data:image/png;base64,AA"}, None]
+    parts = [{"type": "image_url", "image_url": url} for url in urls]
+    messages = [{"role": "user", "content": [*parts, {"type": "text", "text": "http://"}]}, "?"]
+    assert count_addresses(messages) == 2
 
 
 def test_an_image_survives_its_part() -> None:

@@ -15,6 +15,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
+from llava_tools.curate.ratios import ratios
 from llava_tools.curate.score_log import read_log
 from llava_tools.curate.scorer import Options, Scorer, open_scorer
 from llava_tools.curate.scoring import score_file
@@ -264,3 +265,10 @@ def test_prompts_are_embedded_as_the_mean_of_their_hidden_states(
         assert vectors[record["vector"]] == pytest.approx(wanted.numpy(), rel=1e-4, abs=1e-5)
         loss = sum(reference.losses(ids, 1, len(ids))) / (len(ids) - 1)
         assert record["ppl"] == pytest.approx(math.exp(loss), rel=1e-4)
+
+
+def test_what_no_number_holds_is_left_open() -> None:
+    found = ratios(1000.0, 2.0, 0.0)
+    assert (found["loss"], found["ifd_loss"]) == (1000.0, 500.0)
+    assert found["ppl"] is found["ifd_ppl"] is found["ifd_image"] is None
+    assert set(ratios(math.nan, math.inf).values()) == {None}

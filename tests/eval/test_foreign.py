@@ -63,7 +63,7 @@ def test_mmes_results_a_file_a_task(tmp_path: Path) -> None:
                   row["answer"], said]  # fmt: skip
         path = folder / f"{row['category']}.txt"
         with path.open("a", encoding="utf-8" if path.exists() else "utf-8-sig") as file:
-            file.write("\t".join(fields) + "\u2028\n")  # a separator that ends no line
+            file.write("\t".join(fields) + "\u2028\t\n")  # separators that end no answer
     report = score_file("mme", folder, data)
     wanted = CASES["mme"].scores["llava"]
     assert {name: report[name] for name in wanted} == pytest.approx(wanted)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from llava_tools.cli.entry import run
+from llava_tools.eval.page_rows import _place
 from llava_tools.eval.report import score_file
 from tests.eval import tables
 from tests.web.browser import Browser, find_browser
@@ -189,3 +190,11 @@ def test_what_cannot_be_shown_is_named(work: Path, tmp_path: Path, capsys: Any) 
     score_file("mmbench", tmp_path / "q.csv", bare, work_dir=tmp_path / "bare")
     assert run(["eval", "show", str(tmp_path / "bare")]) == 2
     assert "has no verdicts" in capsys.readouterr().err
+
+
+def test_a_box_that_is_turned_round_is_drawn_all_the_same() -> None:
+    """A rectangle of SVG has no negative sides."""
+    wanted = 'x="10.0" y="25.0" width="40.0" height="25.0"'
+    assert (
+        _place((0.5, 0.5, 0.1, 0.25), 100, 100) == wanted == _place((0.1, 0.25, 0.5, 0.5), 100, 100)
+    )
