@@ -208,19 +208,10 @@ def test_replies_survive_a_kill(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "why"),
-    [
-        ("localhost:8000/v1", ""),
-        ("htp://localhost/v1", ""),
-        ("http:///v1", ""),
-        ("http://localhost:99999/v1", ": Port out of range"),
-        ("http://localhost:port/v1", ": Port could not be cast"),
-        ("http://[::1/v1", ": Invalid IPv6"),
-    ],
+    "url", ["localhost:8000/v1", "http:///v1", "http://localhost:99999/v1", "http://[::1/v1"]
 )
-def test_what_is_no_address_is_refused_at_once(url: str, why: str) -> None:
-    """It was asked eight times over, or called a bug."""
-    with pytest.raises(UserError, match=re.escape(f"The base URL '{url}' is no address{why}")):
+def test_what_is_no_address_is_refused_at_once(url: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"The base URL '{url}' is no address")):
         Server(ServerSettings("fake", base_url=url))
 
 
