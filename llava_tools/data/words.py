@@ -112,9 +112,12 @@ class Words:
         return backend.encode(text, add_special_tokens=False)
 
     def _places(self, text: str) -> Spans:
-        encoding = self._encoding(self._without_trimming(), text)
+        plain = self._without_trimming()
+        encoding = self._encoding(plain, text)
+        # A copy of a vocabulary whose ids have gaps may number its added tokens in another way.
+        ids = encoding.ids if plain is self._backend else self._ask(text)
         places = encoding.offsets
-        return Spans(encoding.ids, [start for start, _ in places], [end for _, end in places])
+        return Spans(ids, [start for start, _ in places], [end for _, end in places])
 
     def _trims(self) -> bool:
         post = self._backend.post_processor
