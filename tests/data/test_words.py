@@ -285,16 +285,16 @@ def test_a_control_token_may_be_a_part_of_other_pieces() -> None:
     tokenizer = changed("legacy")
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
     part = next(left for left, right in merges if "▁" not in left and left.isalpha())
-    number = tokenizer.get_vocab()[part]
-    escaping = Escaping(tokenizer.to_str(), {part: number})
-    ids = escaping.encode([(part, False), (f" {part}", True)]).ids
+    number, said = tokenizer.get_vocab()[part], [(part, False), (f" {part}", True)]
+    ids = Escaping(tokenizer.to_str(), {part: number}).encode(said).ids
     assert ids.count(number) == 1 and len(ids) > 2
 
 
 def test_ids_of_a_vocabulary_with_gaps_are_not_the_copys() -> None:
     tokenizer = Tokenizer(models.BPE({"a": 0, "b": 2, "c": 4, "d": 6}, []))
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
-    tokenizer.add_tokens(["c", "</s>", "<s>"])
+    tokenizer.add_special_tokens(["c"])
+    tokenizer.add_tokens(["</s>", "<s>"])
     asked = tokenizer.encode("a</s>b<s>c").ids
     assert Tokenizer.from_str(tokenizer.to_str()).encode("a</s>b<s>c").ids != asked
     assert Words(tokenizer).spans("a</s>b<s>c").ids == asked
