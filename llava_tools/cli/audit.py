@@ -107,6 +107,8 @@ def _refuse(report: Report, settings: Settings) -> None:
 def _check_targets(targets: list[str], config: str, settings: Settings) -> None:
     """Refuse what cannot be written, or is an input, before all rows are read."""
     inputs = [Path(path) for path in (config, *(spec.data_path for spec in settings.datasets))]
+    if len(targets) == 2 and Path(targets[0]).absolute() == Path(targets[1]).absolute():
+        raise UserError(f"--json and --html are both '{targets[0]}'.", "Name two files.")
     for path in map(Path, targets):
         if path.is_dir():
             raise UserError(f"Cannot write '{path}': it is a folder.", "Name a file.")

@@ -190,6 +190,9 @@ def test_a_report_that_cannot_be_written_is_told_before_the_rows_are_read(
             assert run(["data", "audit", config, flag, str(target)]) == 2
             printed = capsys.readouterr()
             assert message in printed.err and not printed.out
+    both = str(tmp_path / "a.html")
+    assert run(["data", "audit", config, "--json", both, "--html", both]) == 2
+    assert f"--json and --html are both '{both}'" in capsys.readouterr().err
     assert data.read_bytes() == before
 
 
