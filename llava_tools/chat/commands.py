@@ -17,7 +17,7 @@ from llava_tools.chat.terminal import files_like
 from llava_tools.constants import IMAGE_TOKEN_ID
 from llava_tools.data.render import render_prompt
 from llava_tools.data.sample import Turn
-from llava_tools.data.templates import TEMPLATES, check_template, get_template
+from llava_tools.data.templates import TEMPLATES, template_to_ask
 from llava_tools.errors import UserError
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _params(repl: Repl, text: str) -> None:
 def _template(repl: Repl, name: str) -> None:
     session = repl.session
     if name:
-        template = check_template(get_template(name), session.assistant.tokenizer)
+        template = template_to_ask(name, session.assistant.tokenizer)
         session.assistant = replace(session.assistant, template=template)
     assistant = session.assistant
     system = [Turn("system", session.system)] if session.system else []

@@ -14,7 +14,7 @@ import torch
 
 from llava_tools.chat.gguf_model import GgufAssistant, Runner
 from llava_tools.chat.gguf_tokens import GgufTokenizer
-from llava_tools.data.templates import check_template, get_template, guess_template
+from llava_tools.data.templates import guess_template, template_to_ask
 from llava_tools.errors import UserError
 from llava_tools.model.assembly import read_notes
 
@@ -70,7 +70,7 @@ def open_gguf(
             f"Which prompt template '{file}' was trained with is not recorded.",
             "Name it with --prompt-template, for example --prompt-template vicuna.",
         )
-    chosen = check_template(get_template(name), tokenizer)
+    chosen = template_to_ask(name, tokenizer)
     return GgufAssistant(Runner(llama, mmproj), tokenizer, chosen, path)
 
 

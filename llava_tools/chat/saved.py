@@ -17,7 +17,7 @@ from llava_tools.chat.pictures import ADDRESS, Picture, as_path, read_picture
 from llava_tools.chat.session import Exchange, Session
 from llava_tools.constants import IMAGE_TOKEN
 from llava_tools.data.sample import Turn
-from llava_tools.data.templates import check_template, get_template
+from llava_tools.data.templates import template_to_ask
 from llava_tools.errors import UserError
 
 FORMAT, VERSION = "llava-tools chat", 1
@@ -109,7 +109,7 @@ def load(session: Session, name: str) -> Path:
     shown, waiting = chosen(saved["shown"]), chosen(saved["waiting"])
     assistant = session.assistant
     if saved["template"] != assistant.template.name:
-        template = check_template(get_template(saved["template"]), assistant.tokenizer)
+        template = template_to_ask(saved["template"], assistant.tokenizer)
         assistant = replace(assistant, template=template)
     session.restore(history, shown, waiting)
     session.assistant, session.system, session.settings = assistant, saved["system"], settings

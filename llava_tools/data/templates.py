@@ -20,6 +20,7 @@ __all__ = [
     "fit_template",
     "get_template",
     "guess_template",
+    "template_to_ask",
 ]
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,17 @@ def get_template(name: str) -> Template:
     if name not in TEMPLATES:
         raise UserError(f"Unknown prompt template '{name}'.", did_you_mean(name, TEMPLATES))
     return TEMPLATES[name]
+
+
+def template_to_ask(name: str, tokenizer: Any) -> Template:
+    """Return a template by name that a model is to be asked by. Raises UserError.
+
+    One of images alone is warned of: it leaves out all words of a question.
+    """
+    template = check_template(get_template(name), tokenizer)
+    if template.image_only:
+        log.warning("The prompt template '%s' asks with images alone, without any words.", name)
+    return template
 
 
 def fit_template(name: str, tokenizer: Any) -> Template:

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from llava_tools.data.images import ImageProcessor
-from llava_tools.data.templates import check_template, get_template, guess_template
+from llava_tools.data.templates import guess_template, template_to_ask
 from llava_tools.errors import UserError, first_line
 from llava_tools.model.adapters import Adapter
 from llava_tools.model.assistant import Assistant as Assistant  # also from here
@@ -227,7 +227,7 @@ def build_assistant(
             f"Which prompt template '{source.path}' was trained with is not recorded.",
             "Name it with --prompt-template, for example --prompt-template vicuna.",
         )
-    chosen = check_template(get_template(name), tokenizer)
+    chosen = template_to_ask(name, tokenizer)
     processor = ImageProcessor.from_dict(source.image_processor) if source.image_processor else None
     return Assistant(
         model, tokenizer, processor, chosen, source.pad_image_to_square, source.path, source.format

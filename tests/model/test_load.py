@@ -80,6 +80,13 @@ def test_an_unknown_dtype_or_device_or_template(model: Path) -> None:
             load_assistant(model, device="cuda")
 
 
+def test_a_template_of_images_alone_is_told(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    load_assistant(model)
+    assert "without any words" not in caplog.text
+    load_assistant(model, template="plain")
+    assert "The prompt template 'plain' asks with images alone, without any words" in caplog.text
+
+
 def test_a_byte_level_tokenizer_keeps_its_spaces_under_any_class_name(
     parts: Path, tmp_path: Path
 ) -> None:
