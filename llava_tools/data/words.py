@@ -32,6 +32,8 @@ class Words:
     def __init__(self, backend: Any) -> None:
         self._backend = backend
         self._untrimmed: Any = None
+        post = backend.post_processor
+        self._trims = post is not None and b'"trim_offsets":true' in post.__getstate__()
         ends = {token.content[-1:] for token in backend.get_added_tokens_decoder().values()} | {"▁"}
         # A word that is not the first is encoded behind this one.
         self._lead = next((mark for mark in "x.0" if mark not in ends), "")
@@ -63,15 +65,17 @@ class Words:
         """Return the ids of each word."""
         found = list(map(self._later.get, words))
         found[:1] = map(self._first.__getitem__, words[:1])
-        if None in found:
-            learned = self._learn([w for w, ids in zip(words, found, strict=True) if ids is None])
-            return [learned[w] if ids is None else ids for w, ids in zip(words, found, strict=True)]
+        missing = [number for number, ids in enumerate(found) if ids is None]
+        if missing:
+            learned = self._learn([words[number] for number in missing])
+            for number in missing:
+                found[number] = learned[words[number]]
         return cast(list[Ids], found)
 
     def _learn(self, words: list[str]) -> dict[str, Ids]:
         """Return the ids of unknown words, in their order in a text, and remember them."""
         unknown = list(dict.fromkeys(words))
-        ask = self._ask_each if self._trims() else self._ask_joined
+        ask = self._ask_each if self._trims else self._ask_joined
         learned = dict(zip(unknown, ask(unknown), strict=True))
         if len(self._later) + len(learned) > KEPT:
             self._later.clear()
@@ -119,13 +123,9 @@ class Words:
         places = encoding.offsets
         return Spans(ids, [start for start, _ in places], [end for _, end in places])
 
-    def _trims(self) -> bool:
-        post = self._backend.post_processor
-        return post is not None and b'"trim_offsets":true' in post.__getstate__()
-
     def _without_trimming(self) -> Any:
         """Return the tokenizer with the places of its tokens as they are, spaces included."""
-        if not self._trims():
+        if not self._trims:
             return self._backend
         if self._untrimmed is None:
             from tokenizers import Tokenizer
