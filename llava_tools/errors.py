@@ -6,8 +6,6 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import orjson
-
 
 class UserError(Exception):
     """Wrong input. The command line prints `message` and `hint` on two lines and exits with 2."""
@@ -32,6 +30,8 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
     Values are compared as JSON has them, where a tuple is a list: one side comes from a file.
     """
+    import orjson  # here alone: every command imports this module at its start
+
     old, new = (orjson.loads(orjson.dumps(dict(values))) for values in (before, now))
     return "; ".join(
         f"{key} was {old.get(key)!r} and is now {value!r}"

@@ -98,9 +98,8 @@ def pair(messages: list[Turn]) -> tuple[list[Turn], list[str]]:
         else:
             mended += ["answer_repeated"] if question is None else []
             if message.text.strip() or IMAGE_TOKEN in (question or ""):
-                mended += (
-                    ["empty_question"] if question is not None and not question.strip() else []
-                )
+                if question is not None and not question.strip():
+                    mended.append("empty_question")
                 turns += [Turn("user", question or ""), message]
             else:
                 last = i == len(messages) - 1 and not message.text

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate, chain, pairwise
 from typing import Any, Generic, TypeVar, cast
 
@@ -43,7 +43,7 @@ class Words:
             held = "".join(map(re.escape, sorted(ends)))
             self._cut = re.compile(rf" *[^ ]+(?:(?<=[\s{held}]) +[^ ]*)*| +").findall
             self._skipped = len(self._ask(self._lead))
-        self._later: dict[str, Ids] = {}
+        self._later = _Remembered(self._ask_later, KEPT)
         self._first = _Remembered(lambda word: tuple(self._ask(word)), KEPT)
         self._first_places = _Remembered(self._places, PLACES_KEPT)
         self._later_places = _Remembered(self._places_later, PLACES_KEPT)
@@ -77,9 +77,7 @@ class Words:
         unknown = list(dict.fromkeys(words))
         ask = self._ask_each if self._trims else self._ask_joined
         learned = dict(zip(unknown, ask(unknown), strict=True))
-        if len(self._later) + len(learned) > KEPT:
-            self._later.clear()
-        self._later |= {word: found for word, found in learned.items() if len(word) <= LONGEST}
+        self._later.keep(learned)
         return learned
 
     def _ask_joined(self, words: list[str]) -> Iterator[Ids]:
@@ -91,9 +89,11 @@ class Words:
             yield tuple(ids[start:stop])
 
     def _ask_each(self, words: list[str]) -> Iterator[Ids]:
-        """Yield the ids of words where trimmed places do not tell whose a token of spaces is."""
-        for word in words:
-            yield tuple(self._ask(self._lead + word)[self._skipped :])
+        """Return the ids of words where trimmed places do not tell whose a token of spaces is."""
+        return map(self._ask_later, words)
+
+    def _ask_later(self, word: str) -> Ids:
+        return tuple(self._ask(self._lead + word)[self._skipped :])
 
     def _word_places(self, word: str, first: bool) -> Spans:
         return (self._first_places if first else self._later_places)[word]
@@ -145,8 +145,11 @@ class _Remembered(dict[str, Found], Generic[Found]):
 
     def __missing__(self, word: str) -> Found:
         found = self._ask(word)
-        if len(word) <= LONGEST:
-            if len(self) >= self._kept:
-                self.clear()
-            self[word] = found
+        self.keep({word: found})
         return found
+
+    def keep(self, found: Mapping[str, Found]) -> None:
+        """Remember what was found of some words, all but the long ones."""
+        if len(self) + len(found) > self._kept:
+            self.clear()
+        self.update({word: known for word, known in found.items() if len(word) <= LONGEST})
